@@ -89,6 +89,14 @@ class PlacedTechnique(Technique):
             return False
         return not any(fnmatch.fnmatch(name, pattern) for name in names for pattern in self.skip)
 
+    def inside(self, model: Model) -> list[LinearInfo]:
+        """The linears of the layers that `layers` and `skip` leave in, without the model's ends and its routers."""
+        return [
+            info
+            for info in linears(model)
+            if info.role not in OUTSIDE + KEPT and self.includes(info.layer, (info.name,))
+        ]
+
     def check(self, model: Model) -> None:
         """Raise RecipeError where `layers` or `skip` name something that this model does not have, or `skip` everything
         that it has.

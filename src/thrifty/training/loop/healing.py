@@ -11,11 +11,12 @@ from torch import Tensor
 from thrifty.arrays import Floats
 from thrifty.models.model import Model
 from thrifty.reference.arrays import tensor_of
+from thrifty.reference.decoder import Decoder
 from thrifty.reference.loading import build
 from thrifty.training.loop.batches import Batches
 from thrifty.training.loop.checkpoint import Checkpoint
 from thrifty.training.loop.forward import logits_of
-from thrifty.training.loop.loop import Plan, Say, train
+from thrifty.training.loop.loop import Losses, Plan, Say, train
 from thrifty.training.loop.lora import LoraLinear, LoraOptions, attach, parameters_of
 from thrifty.training.loop.losses import divergence, next_tokens
 
@@ -61,6 +62,13 @@ def additions(
     """As `heal`, not merged: the trained linears by name, and the losses of the steps that were taken."""
     decoder = build(model).decoder
     added = attach(decoder, names, options, plan.seed)
+    decoder.train()
+    loss = healing_loss(decoder, batches, teacher)
+    return added, train(parameters_of(added), loss, plan, checkpoint=checkpoint, say=say)
+
+
+def healing_loss(decoder: Decoder, batches: Batches, teacher: Model | None) -> Losses:
+    """The loss of a step: of the teacher's predictions (KL), or of the text itself (cross-entropy) without one."""
     guide = None if teacher is None else build(teacher).decoder.requires_grad_(False)
 
     def loss(step: int) -> Tensor:
@@ -72,5 +80,4 @@ def additions(
             wanted = logits_of(guide, tokens)
         return divergence(logits, wanted)
 
-    decoder.train()
-    return added, train(parameters_of(added), loss, plan, checkpoint=checkpoint, say=say)
+    return loss

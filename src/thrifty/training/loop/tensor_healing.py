@@ -10,14 +10,13 @@ from torch import Tensor, nn
 
 from thrifty.arrays import Floats
 from thrifty.models.model import Model
-from thrifty.reference.arrays import array_of, tensor_of
+from thrifty.reference.arrays import array_of
 from thrifty.reference.linear import Linear
 from thrifty.reference.loading import build
 from thrifty.training.loop.batches import Batches
 from thrifty.training.loop.checkpoint import Checkpoint
-from thrifty.training.loop.forward import logits_of
+from thrifty.training.loop.healing import healing_loss
 from thrifty.training.loop.loop import Plan, Say, train
-from thrifty.training.loop.losses import divergence, next_tokens
 
 
 @dataclass(frozen=True)
@@ -76,17 +75,7 @@ def heal_tensors(
         made[name] = TrainLinear(base, tensors)
         path, _, leaf = name.rpartition(".")
         setattr(decoder.get_submodule(path), leaf, made[name])
-    guide = None if teacher is None else build(teacher).decoder.requires_grad_(False)
-
-    def loss(step: int) -> Tensor:
-        tokens = tensor_of(batches.at(step))
-        logits = logits_of(decoder, tokens)
-        if guide is None:
-            return next_tokens(logits, tokens)
-        with torch.no_grad():
-            wanted = logits_of(guide, tokens)
-        return divergence(logits, wanted)
 
     parameters = {f"{name}.{place}": site for name, linear in made.items() for place, site in enumerate(linear.sites)}
-    train(parameters, loss, plan, checkpoint=checkpoint, say=say)
+    train(parameters, healing_loss(decoder, batches, teacher), plan, checkpoint=checkpoint, say=say)
     return {name: [array_of(site) for site in linear.sites] for name, linear in made.items()}

@@ -17,8 +17,8 @@ from thrifty.formats.low_rank import LowRankLinear
 from thrifty.models.model import Model
 from thrifty.registry import technique
 from thrifty.weights.calibration import CalibrationSet
-from thrifty.weights.structure import LinearInfo, linears
-from thrifty.weights.technique import KEPT, OUTSIDE, PlacedTechnique, Preparation, error_of, exchange, tell
+from thrifty.weights.structure import LinearInfo
+from thrifty.weights.technique import PlacedTechnique, Preparation, error_of, exchange, tell
 
 RANK_BLOCK = 32  # columns of U that the kernels read together
 
@@ -64,7 +64,7 @@ class LoraFT(PlacedTechnique):
     def check(self, model: Model) -> None:
         """As of the base; raises RecipeError for a linear that has a product of low rank already, or no place left."""
         super().check(model)
-        chosen = self.places(model)
+        chosen = self.inside(model)
         if not chosen:
             raise RecipeError(f"technique '{self.name}': `layers` and `skip` leave no linear to train; leave some in")
         taken = [info.name for info in chosen if isinstance(info.linear, LowRankLinear)]
@@ -74,18 +74,10 @@ class LoraFT(PlacedTechnique):
                 f"({model.linears[taken[0]].label}) and has room for one: put another technique in front of it"
             )
 
-    def places(self, model: Model) -> list[LinearInfo]:
-        """The linears that are trained."""
-        return [
-            info
-            for info in linears(model)
-            if info.role not in OUTSIDE + KEPT and self.includes(info.layer, (info.name,))
-        ]
-
     def apply(self, model: Model, preparation: Preparation) -> None:
         """See Technique."""
         self.check(model)
-        given = self.places(model)
+        given = self.inside(model)
         told = {entry.name: entry for entry in model.report}
         for info, (down, up) in zip(given, self._trained(model, given, preparation), strict=True):
             stored = beside(info.linear, down, up)

@@ -19,8 +19,8 @@ from thrifty.registry import technique
 from thrifty.weights.calibration import CalibrationSet
 from thrifty.weights.component_search import Component, Formats, assign, components
 from thrifty.weights.sparse_technique import finite
-from thrifty.weights.structure import LinearInfo, linears
-from thrifty.weights.technique import KEPT, OUTSIDE, PlacedTechnique, Preparation, error_of, exchange, tell
+from thrifty.weights.structure import LinearInfo
+from thrifty.weights.technique import PlacedTechnique, Preparation, error_of, exchange, tell
 
 if TYPE_CHECKING:
     from thrifty.training.loop.admm import Constraint
@@ -71,27 +71,19 @@ class NxMiFormer(PlacedTechnique):
     def check(self, model: Model) -> None:
         """Raise RecipeError as every technique that acts on places, and for a layer whose columns are not fours."""
         super().check(model)
-        for info in self.chosen(model):
+        for info in self.inside(model):
             if info.linear.in_features % GROUP:
                 raise RecipeError(
                     f"technique '{self.name}': '{info.name}' has {info.linear.in_features} columns, which are not "
                     f'whole groups of {GROUP}: leave it out with skip = ["{info.name}"]'
                 )
 
-    def chosen(self, model: Model) -> list[LinearInfo]:
-        """The linears that change."""
-        return [
-            info
-            for info in linears(model)
-            if info.role not in OUTSIDE + KEPT and self.includes(info.layer, (info.name,))
-        ]
-
     def apply(self, model: Model, preparation: Preparation) -> None:
         """See Technique."""
         extras.require_torch(f"technique '{self.name}'")
         text = preparation.text
         assert isinstance(text, CalibrationSet), "prepare gives it where calibration is needed"
-        chosen = self.chosen(model)
+        chosen = self.inside(model)
         if not chosen:
             raise RecipeError(f"technique '{self.name}': layers and skip leave no linear to compress")
         for info in chosen:
