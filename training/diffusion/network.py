@@ -26,12 +26,12 @@ class DiffusionShape:
 
     masks: bool
     vocabulary: int = 64
-    hidden: int = 128
-    intermediate: int = 384
+    hidden: int = 96
+    intermediate: int = 256
     layers: int = 4
     heads: int = 4
     kv_heads: int = 2
-    head_dim: int = 32
+    head_dim: int = 24
     context: int = 256
     theta: float = 1e4
     mask_id: int = 3
@@ -173,7 +173,9 @@ def diffusion_batch(
             second = draw_masks(free, other, chance)
         for row, masked, rate in ((2 * index, first, canvas.rate), (2 * index + 1, second, other)):
             _show(tokens[row], targets[row], weights[row], one, canvas, masked, rate, shape.mask_id)
-            visible[row] = sight(length, len(one.prompt), len(one.prompt) + canvas.known, len(one.prompt) + canvas.length)
+            visible[row] = sight(
+                length, len(one.prompt), len(one.prompt) + canvas.known, len(one.prompt) + canvas.length
+            )
     return Batch(tokens, targets, weights, visible)
 
 
@@ -220,7 +222,9 @@ def loss_of(decoder: Decoder, batch: Batch) -> Tensor:
     for layer in decoder.layers:
         hidden = layer(hidden, table, attend, None)
     rows = (batch.targets.flatten() != IGNORED).nonzero().flatten()
-    losses = functional.cross_entropy(decoder.logits(hidden[rows]).float(), batch.targets.flatten()[rows], reduction="none")
+    losses = functional.cross_entropy(
+        decoder.logits(hidden[rows]).float(), batch.targets.flatten()[rows], reduction="none"
+    )
     weights = batch.weights.flatten()[rows]
     return (losses * weights).sum() / (weights.sum() if bool((weights == 1).all()) else 2 * count)
 

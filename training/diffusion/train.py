@@ -34,7 +34,7 @@ SMOOTHING = 0.98
 class Settings:
     """first, second: steps of the shared stage and of each one's own. examples: of a step; diffusion shows each twice."""
 
-    first: int = 700
+    first: int = 500
     second: int = 1300
     examples: int = 48
     rate: float = 3e-3

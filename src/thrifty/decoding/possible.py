@@ -31,7 +31,7 @@ class Absent:
         for token in tokens:
             if token in self.ids:
                 raise PromptError(
-                    f"{name} names token {token}, a row that pads the model's vocabulary and has no text: it can never "
+                    f"{name} names token {token}, a row that pads the model's vocabulary and has no text, or its mask: it can never "
                     "be chosen; leave it out"
                 )
 

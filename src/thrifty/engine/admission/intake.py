@@ -18,11 +18,14 @@ from thrifty.decoding.sampling import ForcedSampler, Sampler, check_tokens
 from thrifty.decoding.sampling_parameters import AtMost, SamplingParameters
 from thrifty.decoding.services import ModelFacts
 from thrifty.decoding.strategies.autoregressive import Autoregressive
+from thrifty.decoding.strategies.dimple import Dimple
 from thrifty.decoding.strategy import DecodingStrategy
 from thrifty.engine.admission import bounding
+from thrifty.engine.admission.masked_checks import check_kind, check_masked
 from thrifty.engine.admission.media_checks import check_drafts, check_media, room_behind
 from thrifty.engine.drafting.drafting import Drafting
 from thrifty.engine.drafting.models import facts_of
+from thrifty.engine.media import seen_whole
 from thrifty.engine.request import Request
 from thrifty.engine.row_extra import RowExtra
 from thrifty.engine.running import Running
@@ -99,11 +102,15 @@ class Intake:
             )
         if request.forced is not None and request.samples > 1:
             raise PromptError("forced answers are all the same; use samples = 1")
+        if self._config.mask_id is not None:
+            check_masked(request)
+            request = dataclasses.replace(request, media=seen_whole(request.token_ids))
         drafting = self._drafting(request.decoding, accepted)
         policies = self._fitted(request, drafting.rows)
         if request.media is not None:
             check_media(request.media, self._config, policies, self._chunk)
-            check_drafts(drafting.strategy)
+            if request.media.pieces:
+                check_drafts(drafting.strategy)
         for policy in policies:
             policy.check_prompt(self._memory.cache.model, len(request.prompt))
         maximum = self._maximum(request, policies, drafting, len(request.prompt))
@@ -216,8 +223,9 @@ class Intake:
             names = " and ".join(str(table.get("technique")) for table in chosen)
             raise RecipeError(f"a request decodes with one strategy; the recipe has {names}: keep one")
         if not chosen:
-            return Autoregressive()
+            return Autoregressive() if self._config.mask_id is None else Dimple()
         strategy: DecodingStrategy = registry.build("decoding", chosen[0])
+        check_kind(str(chosen[0]["technique"]), strategy.fills_masks, self._config)
         return strategy
 
     def _drafting(self, given: Tables | None, accepted: Callable[[], Sequence[Running]] = tuple) -> Drafting:
