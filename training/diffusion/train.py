@@ -32,7 +32,7 @@ SMOOTHING = 0.98
 
 @dataclass(frozen=True)
 class Settings:
-    """first, second: steps of the shared stage and of each one's own. examples: of a step; diffusion shows each twice."""
+    """first, second: steps of the shared stage and of each one's own. examples: of a step; masks are shown twice."""
 
     first: int = 500
     second: int = 1300

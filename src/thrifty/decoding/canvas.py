@@ -137,6 +137,7 @@ class Denoiser(Drafter):
 
     def __init__(self, strategy: DenoisingStrategy, facts: ModelFacts, mask_id: int) -> None:
         self.canvas: Canvas | None = None
+        self._room = strategy.longest
         self._strategy = strategy
         self._facts = facts
         self._mask_id = mask_id
@@ -156,11 +157,12 @@ class Denoiser(Drafter):
         sampler, length = continuation.sampler, len(draft.tokens)
         if self.canvas is None or not length:
             return follow(sampler, draft, scores)
-        room = length if length < len(self.canvas.choices) else self._strategy.longest
+        if length < len(self.canvas.choices):
+            self._room = min(self._room, length)
         canvas = dataclasses.replace(self.canvas, choices=self.canvas.choices[:length])
         if len(canvas.masked):
             guesses = guesses_of(canvas, sampler, scores, self._facts)
-            return Accepted((), unfinished=self._strategy.refine(canvas, guesses, room))
+            return Accepted((), unfinished=self._strategy.refine(canvas, guesses, self._room))
         choices = [choice for choice in canvas.choices if choice is not None]
         ends = next((place for place, one in enumerate(choices) if one.token in self._facts.end_ids), None)
         if ends is not None:
@@ -175,7 +177,7 @@ class Denoiser(Drafter):
 
     def committed(self, tokens: Sequence[int]) -> None:
         """See Drafter. The next canvas is a new one."""
-        self.canvas = None
+        self.canvas, self._room = None, self._strategy.longest
 
 
 def guesses_of(canvas: Canvas, sampler: Sampler, scores: Scores, facts: ModelFacts) -> Guesses:

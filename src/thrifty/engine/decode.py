@@ -185,8 +185,8 @@ def first_choices(sequences: Sequence[Running], scores: Scores, outcomes: list[O
 
 
 def _settle(part: _Part, first: int, accepted: Accepted | BaseException, scores: Scores) -> Outcome | None:
-    """Commit the rows that were accepted, forget the others. Policies may act here. None where nothing is committed: the
-    drafter goes on. Raises the sequence's own error.
+    """Commit the rows that were accepted, forget the others. Policies may act here. None where nothing is committed,
+    and the drafter goes on. Raises the sequence's own error.
     """
     if isinstance(accepted, BaseException):
         raise accepted

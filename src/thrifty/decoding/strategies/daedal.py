@@ -26,16 +26,20 @@ GROWING, FILLING = 0, 1  # a canvas's clock
         year=2025,
         mechanism="Before anything is filled in, masks are added while the model is not sure that the canvas's tail is "
         "behind the answer; while it is filled in, the least sure place becomes several masks.",
-        claim="as good as or better than the best fixed length, on four sets of maths and code with LLaDA-8B and 1.5, from "
-        "one short first length",
+        claim="as good as or better than the best fixed length, on four sets of maths and code with LLaDA-8B and 1.5, "
+        "from one short first length",
         limits=(
             "for masked-diffusion models (model_type Dream); text alone",
-            "a canvas has at most 63 places, the paper's 2048: lengths, window and growth are scaled down by default "
-            "(8 masks at first, 4 more each time, a tail of 8; the paper: 64, 8, 32), thresholds are the paper's",
-            "the answer is not longer than one canvas where it ends in it; behind a full one without an end follows another",
+            (
+                "a canvas has at most 63 places, the paper's 2048: lengths, window and growth are less by default "
+                "(8 masks at first, 4 more each time, a tail of 8; the paper: 64, 8, 32), thresholds are the paper's"
+            ),
+            "behind a canvas that is full and has no end token follows another one",
             "the released code adds 16 end tokens after the first stage; here none",
-            "predictions are shifted: the first token of an answer is chosen from the prompt alone, before the length is "
-            "known; places that are filled already count by the probability of an end token in front of them",
+            (
+                "predictions are shifted: the first token of an answer is chosen from the prompt, before the length "
+                "is known; places that are filled already count by the probability of an end token in front of them"
+            ),
             "the prompt's keys and values are cached; the paper runs the whole sequence in every pass",
             "one insertion a pass; random numbers belong to places, so what an insertion moves is drawn anew",
             "no penalties, grammars, forced tokens, logits or sessions: refused by name",
@@ -46,8 +50,8 @@ GROWING, FILLING = 0, 1  # a canvas's clock
 class Daedal(DenoisingStrategy):
     """initial: masks at first. growth: masks added at a time, and what an expanded place becomes. length: the most
     places. window: places of the tail that are asked for an end. enough: confidence of an end at which the first stage
-    stops. sure, unsure: probabilities above which places are filled in, and below which the least sure one expands. tail:
-    confidence of an end under which places expand. block: places that are filled in together, from the left.
+    stops. sure, unsure: probabilities above which places are filled in, and below which the least sure one expands.
+    tail: confidence of an end under which places expand. block: places that are filled in together, from the left.
     """
 
     initial: Annotated[int, Field(ge=1, le=MOST_ROWS - 1)] = 8
@@ -105,8 +109,8 @@ class Daedal(DenoisingStrategy):
 
 
 def end_confidence(guesses: Guesses, window: int) -> float:
-    """Σ P(end) over those of the last `window` places at which an end token is the likeliest, over `window` (§3.2); over
-    the canvas's length where that is less.
+    """Σ P(end) over those of the last `window` places at which an end token is the likeliest, over `window` (§3.2);
+    over the canvas's length where that is less.
     """
     ends = sorted(guesses.ends)
     tail = guesses.probabilities[-window:]

@@ -24,19 +24,25 @@ LAST_TIME = 1e-3  # the schedule's times fall from 1 to this
         year=2025,
         mechanism="A masked-diffusion model fills in all places whose token has a probability above a threshold; where "
         "none has, a schedule says how many of the best are filled in. The prompt's keys and values are cached.",
-        claim="passes fall to about a third of the answer's length; +3.9 % over LLaVA-NeXT-7B; caching the prompt is 1.5 "
-        "to 7 times faster",
+        claim="passes fall to about a third of the answer's length; +3.9 % over LLaVA-NeXT-7B; caching the prompt is "
+        "1.5 to 7 times faster",
         limits=(
             "for masked-diffusion models (model_type Dream); text alone: no images here, and no loader of Dimple-7B",
-            "the prompt never sees the answer: exact for a model trained so (letters-diffusion), an approximation for "
-            "others, as the paper's own cache is",
+            (
+                "the prompt never sees the answer: exact for a model trained so (letters-diffusion), approximate for "
+                "others, as the paper's own cache is"
+            ),
             "the first token of an answer comes from the prompt's last row alone and is chosen before any mask",
-            "a canvas has at most 63 places, is filled whole, and is followed by another until the answer ends; one pass "
-            "more computes the rows that stay, and its last row chooses the token behind the canvas",
+            (
+                "a canvas has at most 63 places, is filled whole, and is followed by another until the answer ends; "
+                "one pass more computes the rows that stay, and its last row chooses the token behind the canvas"
+            ),
             "thresholds and counts are each sequence's own; the released code pools them over a batch",
-            "a pass in which places are sure takes one step of the schedule, as one in which none is; whether the "
-            "released code does so was not confirmed",
-            "the rule 'margin' is the distance of the two best probabilities, 'entropy' the negative entropy, as in Dream",
+            (
+                "a pass in which places are sure takes one step of the schedule, as one in which none is; whether the "
+                "released code does so was not confirmed"
+            ),
+            "the rule 'margin' is the distance of the two best probabilities, 'entropy' the entropy, as in Dream",
             "no penalties, grammars, forced tokens, logits or sessions: refused by name",
         ),
     ),

@@ -26,12 +26,18 @@ from thrifty.registry import technique
         claim="prefix cache: 6.65 to 2.01 s a caption at CIDEr 110.2 to 107.8; half the passes with it: 1.32 s, 104.4",
         limits=(
             "for masked-diffusion models (model_type Dream); text alone: no images, and no loader of LaViDa's weights",
-            "complementary masks and the prefix mask belong to training: training/diffusion has them. The weight of a "
-            "masked token there is 1 / rate, of the complement 1 / (1 − rate): the paper's weight was not confirmed",
-            "predictions are shifted, as Dimple's and Dream's: the row before a place predicts it; LaViDa's LLaDA "
-            "predicts at the place. So the first token of an answer is chosen from the prompt alone, before any mask",
-            "shift 3 with counts reversed, as a later release of the authors' code has it; the paper's default was not "
-            "confirmed",
+            (
+                "complementary masks and the prefix mask belong to training: training/diffusion has them. The weight of "
+                "a masked token there is 1 / rate, of the complement 1 / (1 − rate): the paper's weight was not confirmed"
+            ),
+            (
+                "predictions are shifted, as Dimple's and Dream's: the row before a place predicts it; LaViDa's LLaDA "
+                "predicts at the place. So the first token of an answer is chosen from the prompt, before any mask"
+            ),
+            (
+                "shift 3 with counts reversed, as a later release of the authors' code has it; the paper's default was "
+                "not confirmed"
+            ),
             "a canvas has at most 63 places; one pass more computes the rows that stay",
             "no penalties, grammars, forced tokens, logits or sessions: refused by name",
         ),

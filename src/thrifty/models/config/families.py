@@ -174,8 +174,8 @@ class Family:
 
     `windows`, `biases`, `mixture` and `nope` read fields; `defaults` are values for absent ones. `epsilon` is the
     field of the norms' epsilon. `rotated`: the share of a head's channels that turn where the file names none; None:
-    they all do. `multipliers`: Granite's, of embedding, attention scores, residual branches and logits. `masks`: whether it fills in
-    masks, of the id `mask_token_id`, and its rows see both ways.
+    they all do. `multipliers`: Granite's, of embedding, attention scores, residual branches and logits. `masks`:
+    whether it fills in masks, of the id `mask_token_id`, and its rows see both ways.
     """
 
     windows: Windows = _no_windows

@@ -70,8 +70,8 @@ class ModelConfig:
     them. `final_softcap` and `attention_softcap` c squash x to c·tanh(x / c). `norm` is "rms", or "layer": the
     mean taken off, and a bias. `pre_norms` puts one before attention and before the MLP, `post_norms` one after
     each. `mlp` is "gated", or "plain": down(activation(up(x))). `residual_scale` multiplies what attention and MLP
-    add to the hidden state, `logit_scale` the logits. `mask_id` is the token of a masked-diffusion model that stands for
-    what is to be filled in: its rows see both ways, and each predicts the token behind it; None: a causal model.
+    add to the hidden state, `logit_scale` the logits. `mask_id` is the token that a
+    masked-diffusion model fills in: its rows see both ways, each predicts the token behind it; None: a causal model.
     """
 
     family: str
