@@ -164,7 +164,8 @@ class Denoiser(Drafter):
             guesses = guesses_of(canvas, sampler, scores, self._facts)
             return Accepted((), unfinished=self._strategy.refine(canvas, guesses, self._room))
         choices = [choice for choice in canvas.choices if choice is not None]
-        ends = next((place for place, one in enumerate(choices) if one.token in self._facts.end_ids), None)
+        end_ids = frozenset() if sampler.parameters.ignore_eos else self._facts.end_ids
+        ends = next((place for place, one in enumerate(choices) if one.token in end_ids), None)
         if ends is not None:
             return Accepted(tuple(choices[: ends + 1]), tuple(range(ends)))
         return Accepted((*choices, choose(sampler, scores, length, draft.tokens)), tuple(range(length)))

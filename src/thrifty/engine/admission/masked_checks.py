@@ -22,6 +22,7 @@ def check_masked(request: Request) -> None:
         "forced": request.forced is not None,
         "logits": request.logits,
         "session": request.session is not None,
+        "taps": bool(request.taps),
         "embeddings": request.media is not None,
         "sampling.grammar": sampling.grammar is not None,
         "a penalty of sampling": sampling.penalised,
