@@ -18,11 +18,12 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
+from thrifty.evaluation.letters import draw
 from thrifty.models.model import random_model
 from thrifty.reference.decoder import Decoder
 from thrifty.reference.loading import build
 from training.diffusion.network import Batch, DiffusionShape, Example, causal_batch, diffusion_batch, loss_of
-from training.diffusion.words import BEGIN, END, MASK, UNKNOWN, build_tokenizer, draw
+from training.diffusion.words import BEGIN, END, MASK, UNKNOWN, build_tokenizer
 from training.recall import checkpoint
 from training.recall.checkpoint import Progress
 

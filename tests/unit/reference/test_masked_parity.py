@@ -1,4 +1,4 @@
-"""A masked-diffusion checkpoint in Dream's layout: what is read, what is refused, and its passes against transformers."""
+"""A masked-diffusion checkpoint in Dream's layout: what is read and refused, its passes against transformers."""
 
 from __future__ import annotations
 

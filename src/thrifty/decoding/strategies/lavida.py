@@ -27,8 +27,8 @@ from thrifty.registry import technique
         limits=(
             "for masked-diffusion models (model_type Dream); text alone: no images, and no loader of LaViDa's weights",
             (
-                "complementary masks and the prefix mask belong to training, in training/diffusion; a masked token weighs "
-                "1 / rate there, in the complement 1 / (1 − rate): the paper's weight was not confirmed"
+                "complementary masks and the prefix mask belong to training, in training/diffusion; a masked token "
+                "weighs 1 / rate there, in the complement 1 / (1 − rate): the paper's weight was not confirmed"
             ),
             (
                 "predictions are shifted, as Dimple's and Dream's: the row before a place predicts it; LaViDa's LLaDA "
