@@ -1,0 +1,62 @@
+"""Dimple: confident decoding takes a third of the passes that an answer has tokens, and answers as well."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Any
+
+from thrifty.claims.harness.claim import Claim, Measurement
+from thrifty.claims.harness.context import Context
+from thrifty.claims.harness.controls import Control
+from thrifty.claims.harness.letters import MODEL, TWIN, Letters, asked, lettered
+from thrifty.claims.harness.parts import Bar, ahead, kept, times
+from thrifty.claims.harness.statistics import advantage
+from thrifty.models.loading import load
+
+PLACES = 16  # of a canvas
+FEW = 4  # passes of the comparison of rules
+OURS = {"technique": "dimple", "length": PLACES}
+SLOW = {"technique": "dimple", "length": PLACES, "threshold": 0.0, "steps": PLACES}
+
+
+class DimpleClaim(Claim):
+    """Exact answers to held-out questions, and the passes that they took."""
+
+    paper = "the passes of an answer are about 1/3 of its length, with a threshold of 0.95"
+    source = "arXiv:2505.16990, abstract and section 3.3 (by the project's notes of it and the released code)"
+    rule = "passes at most 1/3 of the answer's tokens, at 95 % or more of the exact answers of one place a pass"
+    models = (MODEL,)
+    minutes = 1.5
+
+    def measure(self, context: Context) -> Measurement:
+        items = asked(context.budget.answers, context.seed)
+
+        def made(**options: Any) -> Letters:
+            context.say(f"dimple {options}")
+            return lettered(context.engine, items, [{**SLOW, **options}])
+
+        ours, slow = lettered(context.engine, items, [OURS]), made()
+        rules = {rule: made(steps=FEW, rule=rule) for rule in ("confidence", "random", "margin", "entropy")}
+        with closing(context.fresh(load(TWIN))) as engine:
+            twin = lettered(engine, items)
+        best = rules["confidence"].right
+        return Measurement(
+            headline=times("passes a token of the answer", ours.passes, ours.tokens, Bar(1 / 3, at_least=False), "1/3"),
+            parts=(
+                kept("exact answers of the autoregressive twin's", ours.right, twin.right, None),
+                *(
+                    ahead(f"{FEW} passes: confidence ahead of {rule}", best, rules[rule].right, None)
+                    for rule in ("random", "margin", "entropy")
+                ),
+            ),
+            gates=(kept("exact answers of one place a pass's", ours.right, slow.right, Bar(0.95)),),
+            controls=(
+                Control(f"random places in {FEW} passes", "lose", advantage(rules["random"].right, slow.right)),
+                Control("the twin", "shown", advantage(twin.right, slow.right)),
+            ),
+            counts={"questions": len(items)},
+            setting=(
+                f"{context.name}, trained by this project on questions of these kinds; canvases of {PLACES} places, "
+                "answers of 3 to 12 letters; the pass that computes the rows that stay counts, the prompt's does not"
+            ),
+        )
