@@ -50,7 +50,7 @@ class DaedalClaim(Claim):
             counts={"questions": len(items), "tuning questions": len(tuning)},
             setting=(
                 f"{context.name}, trained by this project; {FIRST} places at first, 4 more at a time, at most 63; "
-                f"fixed lengths {', '.join(map(str, FIXED))}, of which other items chose {best}; the paper begins with 64"
+                f"fixed lengths {', '.join(map(str, FIXED))}, of which other items chose {best}; the paper: 64 at first"
             ),
             told="a canvas that is full and has no end token is followed by another one, so a short one loses less "
             "here than where an answer ends with its canvas",

@@ -58,8 +58,8 @@ class LavidaClaim(Claim):
             controls=(Control("all places in one pass", "lose", advantage(once.right, every.right)),),
             counts={"questions": len(items), "prompt tokens": PROMPT, "passes": PASSES},
             setting=(
-                f"time: the sizes and weights of {context.name} with one token for a mask, its answers unused, canvases "
-                f"of {PLACES} places; quality: {MODEL}, in which no prompt sees its answer, so keeping keys "
+                f"time: the sizes and weights of {context.name} with a token for a mask, its answers unused, canvases "
+                f"of {PLACES} places; quality: {MODEL}, in which no prompt sees its answer: keeping keys "
                 "changes nothing. The paper: images of about a thousand tokens, 8 billion weights"
             ),
         )
