@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Any
 
 from thrifty.claims.harness.claim import Claim, Measurement
@@ -25,18 +26,23 @@ class DaedalClaim(Claim):
     minutes = 2.0
 
     def measure(self, context: Context) -> Measurement:
+        if context.model.config.mask_id is None:
+            return Measurement.untestable(
+                "exact answers of the best fixed length's", f"a model that fills in masks, such as {MODEL}"
+            )
         items = asked(context.budget.answers, context.seed)
         tuning = asked(context.budget.answers, context.seed, tuning=True)
 
-        def fixed(places: int, judging: bool = True, **options: Any) -> Letters:
-            context.say(f"{places} places, {'judged' if judging else 'tuning'} items")
-            table = {"technique": "daedal", "initial": places, "length": places, **options}
-            return lettered(context.engine, items if judging else tuning, [table])
+        with closing(context.fresh(context.model)) as engine:
 
-        best = max(FIXED, key=lambda places: fixed(places, judging=False).right.mean)
-        rival, first = fixed(best), fixed(FIRST)
-        ours = lettered(context.engine, items, [{"technique": "daedal", "initial": FIRST}])
-        hasty = lettered(context.engine, items, [{"technique": "daedal", "initial": FIRST, "sure": 0.0}])
+            def made(judging: bool = True, **options: Any) -> Letters:
+                context.say(f"{options}, {'judged' if judging else 'tuning'} items")
+                return lettered(engine, items if judging else tuning, [{"technique": "daedal", **options}])
+
+            scores = {places: made(False, initial=places, length=places).right.mean for places in FIXED}
+            best = max(FIXED, key=scores.__getitem__)
+            rival, first = made(initial=best, length=best), made(initial=FIRST, length=FIRST)
+            ours, hasty = made(initial=FIRST), made(initial=FIRST, sure=0.0)
         return Measurement(
             headline=kept("exact answers of the best fixed length's", ours.right, rival.right, Bar(0.95)),
             parts=(
