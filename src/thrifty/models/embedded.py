@@ -202,7 +202,7 @@ _LETTERS_DIFFUSION = EmbeddedModel(
     original="training/diffusion",
     licence="Apache-2.0",
     file="model.safetensors",
-    sha256="",
+    sha256="1b2e50273cf7f0f5f11d3ba28c945d3c692f82f8ae73142edcd02db40c275447",
     folder="letters_diffusion",
     note=_LETTERS_NOTE,
 )
