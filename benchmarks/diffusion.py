@@ -33,7 +33,7 @@ from thrifty.evaluation.paired import Clustered, mean_interval
 from thrifty.models.loading import load
 from thrifty.models.model import Model
 
-PLACES = 16  # of a canvas: more than the longest answer
+PLACES = 12  # of a canvas: with the token before it, the longest answer and its end
 BATCHES = (1, 8)
 WAYS: dict[str, list[dict[str, Any]]] = {
     **{
@@ -145,7 +145,7 @@ def rate(
     return measure
 
 
-def prefix_cache(model: Model, given: argparse.Namespace, passes: int = 8) -> dict[str, Any]:
+def prefix_cache(model: Model, given: argparse.Namespace, passes: int = 6) -> dict[str, Any]:
     """Seconds of an answer of `passes` passes behind a prompt whose keys are kept, and of passes over the whole; the
     model's weights as they are, one of its tokens for a mask: its answers mean nothing.
     """

@@ -14,7 +14,7 @@ from thrifty.claims.harness.statistics import advantage
 from thrifty.decoding.canvas import RULES
 from thrifty.models.loading import load
 
-PLACES = 16  # of a canvas
+PLACES = 12  # of a canvas: with the token before it, the longest answer and its end
 FEW = 4  # passes of the comparison of rules
 OURS = {"technique": "dimple", "length": PLACES}
 SLOW = {"technique": "dimple", "length": PLACES, "threshold": 0.0, "steps": PLACES}

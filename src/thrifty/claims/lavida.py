@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from thrifty.evaluation.letters import Item
     from thrifty.models.model import Model
 
-PLACES, PASSES = 16, 8  # of a canvas
+PLACES, PASSES = 12, 6  # of a canvas
 PROMPT = 512  # tokens of the timing's prompt
 FASTER, HALF = 3.3, 0.947  # 6.65 s over 2.01 s; CIDEr 104.4 over 110.2
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from thrifty.evaluation.forcing import Tables
 
 TASKS = ("sort", "flip", "mix")
+LEARNED = ("sort", "flip")
+"""What both models can do; `mix` was trained as well and not learned."""
 SHORTEST, LONGEST = 3, 12  # letters of a list
 HELD_OUT = 16  # one of so many questions is never trained on
 ROOM = 30  # tokens that an answer may have
@@ -69,12 +71,14 @@ def draw(chance: random.Random, held_out: bool) -> Item:
             return item
 
 
-def judged(count: int, seed: int | str) -> list[Item]:
-    """Different items that were never trained on; other seeds give others."""
+def judged(count: int, seed: int | str, tasks: Sequence[str] = LEARNED) -> list[Item]:
+    """Different items of these tasks that were never trained on; other seeds give others."""
     chance = random.Random(f"letters/{seed}")
     items: dict[Item, None] = {}
     while len(items) < count:
-        items[draw(chance, held_out=True)] = None
+        item = draw(chance, held_out=True)
+        if item.task in tasks:
+            items[item] = None
     return list(items)
 
 

@@ -8,6 +8,7 @@ import pytest
 from tests.tiny import text_tokens
 
 from thrifty import registry
+from thrifty.decoding.canvas import DenoisingStrategy
 from thrifty.decoding.draft import MOST_ROWS
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.decoding.strategy import DecodingStrategy
@@ -25,7 +26,9 @@ def table(name: str) -> dict[str, Any]:
     }
 
 
-CAUSAL = [name for name in registry.names("decoding") if not registry.load("decoding", name).fills_masks]
+CAUSAL = [
+    name for name in registry.names("decoding") if not issubclass(registry.load("decoding", name), DenoisingStrategy)
+]
 """Those that fill in masks have tests of their own: test_masked_diffusion.py."""
 
 

@@ -12,9 +12,11 @@ from thrifty.engine.engine import Engine
 from thrifty.evaluation.letters import Item, answers, draw, judged
 from thrifty.models.embedded import MODELS
 from thrifty.models.loading import load
+from thrifty.reference.decoder import Decoder
 from training.diffusion.network import (
     IGNORED,
     LEAST_RATE,
+    Batch,
     Canvas,
     DiffusionShape,
     Example,
@@ -35,7 +37,7 @@ EXAMPLES = [
 ]
 
 
-def pairs(complementary: bool = True, seed: int = 0) -> tuple[object, list[Canvas]]:
+def pairs(complementary: bool = True, seed: int = 0) -> tuple[Batch, list[Canvas]]:
     """A batch, and the canvases that it drew."""
     chance = random.Random(seed)
     canvases = [draw_canvas(len(one.answer), 24, chance) for one in EXAMPLES]
@@ -95,7 +97,7 @@ def test_the_loss_by_hand() -> None:
     assert abs(found - total / (2 * len(batch.tokens))) < 1e-4
 
 
-def _all_logits(decoder: torch.nn.Module, batch: object) -> torch.Tensor:
+def _all_logits(decoder: Decoder, batch: Batch) -> torch.Tensor:
     """[sequences, length, vocabulary], sequence by sequence with its own mask."""
     config, out = decoder.config, []
     groups = config.heads // config.kv_heads

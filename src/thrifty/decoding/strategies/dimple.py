@@ -53,7 +53,7 @@ class Dimple(DenoisingStrategy):
     the schedule alone. steps: of the schedule; None: one a place. rule: which places the schedule fills in first.
     """
 
-    length: Annotated[int, Field(ge=1, le=MOST_ROWS - 1)] = 32
+    length: Annotated[int, Field(ge=1, le=MOST_ROWS - 1)] = 12  # as letters-diffusion was trained
     threshold: Annotated[float, Field(ge=0.0, le=1.0)] = 0.95
     steps: Annotated[int, Field(ge=1, le=MOST_ROWS - 1)] | None = None
     rule: Rule = "confidence"

@@ -49,7 +49,7 @@ class Lavida(DenoisingStrategy):
     places come first.
     """
 
-    length: Annotated[int, Field(ge=1, le=MOST_ROWS - 1)] = 32
+    length: Annotated[int, Field(ge=1, le=MOST_ROWS - 1)] = 12  # as letters-diffusion was trained
     ratio: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     shift: Annotated[float, Field(ge=0.01, le=100.0)] = 3.0
     rule: Rule = "confidence"
