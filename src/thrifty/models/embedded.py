@@ -212,7 +212,7 @@ _LETTERS_TWIN = EmbeddedModel(
     original="training/diffusion",
     licence="Apache-2.0",
     file="model.safetensors",
-    sha256="",
+    sha256="6d4f4a500eaf3863fc3995701090cff3ea462a27457befc215b4901843759fc7",
     folder="letters_twin",
     note=_LETTERS_NOTE,
 )

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from thrifty.evaluation.forcing import Tables
 
 MODEL, TWIN = "letters-diffusion", "letters-twin"
-SHARE = 4  # items for each answer of the budget: they are short
+SHARE = 16  # items for each answer of the budget: they are short
 TUNING = "tuning"
 
 
