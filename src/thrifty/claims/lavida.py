@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from thrifty.models.model import Model
 
 PLACES, PASSES = 12, 6  # of a canvas
-PROMPT = 512  # tokens of the timing's prompt
+TIMED, PROMPT = "smollm2-135m", 512  # whose sizes and weights are timed; tokens of the prompt
+HEADLINE = "as fast as passes over the whole"
 FASTER, HALF = 3.3, 0.947  # 6.65 s over 2.01 s; CIDEr 104.4 over 110.2
 
 
@@ -35,19 +36,22 @@ class LavidaClaim(Claim):
     paper = "6.65 s a caption become 2.01 s (CIDEr 110.2 and 107.8), with half the passes 1.32 s (104.4)"
     source = "arXiv:2505.16839, tables of the prefix cache (by the project's notes of it)"
     rule = "an answer at least 3.3 times as fast with the prompt's keys kept; exact answers at half the passes 94.7 %"
-    models = ("smollm2-135m",)
+    models = (MODEL,)
     minutes = 2.0
 
     def measure(self, context: Context) -> Measurement:
+        if context.model.config.mask_id is None:
+            return Measurement.untestable(HEADLINE, f"a model that fills in masks, such as {MODEL}")
         items = asked(context.budget.answers, context.seed)
-        with closing(context.fresh(load(MODEL))) as engine:
+        with closing(context.fresh(context.model)) as engine:
             every, half, once = (_answers(engine, items, ratio) for ratio in (1.0, 0.5, 1 / PLACES))
-        model, prompt = _masked(context.model), held_out(context.model.require_tokenizer(), PROMPT)
+        sized = load(TIMED)
+        prompt = held_out(sized.require_tokenizer(), PROMPT)
         context.say(f"{PASSES} passes behind {PROMPT} tokens, whose keys are kept and not")
-        with closing(context.fresh(model, chunk=2 * PROMPT)) as engine:
+        with closing(context.fresh(_masked(sized), chunk=2 * PROMPT)) as engine:
             made = context.rounds({"whole": lambda: _whole(engine, prompt), "kept": lambda: _kept(engine, prompt)})
         return Measurement(
-            headline=times("as fast as passes over the whole", made["whole"], made["kept"], Bar(FASTER), "3.3 ×"),
+            headline=times(HEADLINE, made["whole"], made["kept"], Bar(FASTER), "3.3 ×"),
             parts=(
                 times("passes at half the schedule, of all", half.passes, every.passes, None),
                 Part("complementary masks", missing="a second training, with masks drawn anew (`--independent`)"),
@@ -58,8 +62,8 @@ class LavidaClaim(Claim):
             controls=(Control("all places in one pass", "lose", advantage(once.right, every.right)),),
             counts={"questions": len(items), "prompt tokens": PROMPT, "passes": PASSES},
             setting=(
-                f"time: the sizes and weights of {context.name} with a token for a mask, its answers unused, canvases "
-                f"of {PLACES} places; quality: {MODEL}, in which no prompt sees its answer: keeping keys "
+                f"time: the sizes and weights of {TIMED} with a token for a mask, its answers unused, canvases "
+                f"of {PLACES} places; quality: {context.name}, in which no prompt sees its answer: keeping keys "
                 "changes nothing. The paper: images of about a thousand tokens, 8 billion weights"
             ),
         )

@@ -30,7 +30,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "ggd": {"LEARNED": -100.0, "STEPS": {}, "LONGER": 2, "LENGTH": 16, "HELD_OUT": 2},
     "compactifai": {"STEPS": 1, "SEQUENCES": 4, "TOKENS": 16},
     "kivi": {"BATCH": 512},
-    "lavida": {"PROMPT": 64},
+    "lavida": {"TIMED": "letters-twin", "PROMPT": 64},
     "kvmerger": {"BOUND": 0.5},
     "kvzip": {"SHORTEST": 1024},
     "lora-ft": {"STEPS": 1, "SEQUENCES": 4, "HELD_OUT": 2, "TOKENS": 16},
@@ -46,10 +46,8 @@ SMALL: dict[str, dict[str, Any]] = {
 
 OF_EXPERTS = {"milo", "puzzlemoe"}
 """Claims about mixtures of experts."""
-OF_MASKS = {"dimple", "daedal"}
+OF_MASKS = {"daedal", "dimple", "lavida"}
 """Claims about models that fill in masks."""
-OF_LETTERS = {*OF_MASKS, "lavida"}
-"""Claims whose answers are read by `harness.letters`."""
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +108,7 @@ def test_a_claim_measures_what_it_names(
     assert measurement.verdict() is not None
     assert measurement.setting and measurement.counts
     assert measurement.controls or name == "fastgen", "nothing is pruned of heads with random weights"
-    if name != "fastgen" and name not in registry.names("weights") and name not in OF_LETTERS:
+    if name != "fastgen" and name not in registry.names("weights") and name not in OF_MASKS:
         assert any(name in tables for tables in context.ran) or name == "scbench"
         assert any("random-eviction" in tables for tables in context.ran)
     for part in (measurement.headline, *measurement.parts, *measurement.gates):
