@@ -152,7 +152,7 @@ def prefix_cache(model: Model, given: argparse.Namespace, passes: int = 6) -> di
     masked = dataclasses.replace(model, config=dataclasses.replace(model.config, mask_id=0))
     chunk = max(CHUNK, 1 << (given.prompt + PLACES).bit_length())
     engine = Engine(masked, threads=given.threads, prefix_tree=False, chunk=chunk)
-    prompt = [3 + place % 1000 for place in range(given.prompt)]
+    prompt = [3 + place % 200 for place in range(given.prompt)]
     try:
         made = rounds(
             {

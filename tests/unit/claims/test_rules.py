@@ -428,7 +428,8 @@ WEIGHTS |= {"compactifai", "smoothquant-plus", "zeroquant"}
 OTHER_KINDS = {"any-precision", "ggd", "iss", "marlin", "milo", "nxmiformer", "puzzlemoe", "xtc"}
 OTHER_KINDS |= {"daedal", "dimple", "lavida"}
 """Claims judged by timings of products, on a mixture of experts, on a model that fills in masks or on trainings of
-their own: MadeUp has none. The headlines of XTC and NxMiFormer need a score that nobody has here: they are never testable.
+their own: MadeUp has none. The headlines of XTC and NxMiFormer need a score that nobody has here: they are never
+testable.
 """
 BUDGETED = sorted(set(CASES) - WEIGHTS - {"quest", "minikv", "kivi", "fastgen", "streaming", "scbench", "h2o"})
 """Claims about answers from a cache of which a part was evicted."""
