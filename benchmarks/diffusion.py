@@ -60,9 +60,9 @@ TIMED = ("twin", "dimple, p > 0.95", "daedal")
 def main() -> None:
     """Run and print."""
     given = parsed()
-    diffusion, twin = load("letters-diffusion"), load("letters-twin")
+    diffusion, twin = load(given.model), load("letters-twin")
     items = judged(given.items, given.seed)
-    result: dict[str, Any] = {"items": len(items), "seed": given.seed, "threads": given.threads}
+    result: dict[str, Any] = {"model": given.model, "items": len(items), "seed": given.seed, "threads": given.threads}
     with_engines = {"twin": opened(twin, given.threads)}
     other = opened(diffusion, given.threads)
     with_engines |= dict.fromkeys(WAYS, other)
@@ -82,6 +82,7 @@ def main() -> None:
 def parsed() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="letters-diffusion", help="or a folder of another training of it")
     parser.add_argument("--items", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=5)
@@ -105,8 +106,8 @@ def row(name: str, made: Sequence[Answered]) -> dict[str, Any]:
     return {
         "way": name,
         "right": interval.value,
-        "low": interval.low,
-        "high": interval.high,
+        "low": max(0.0, interval.low),
+        "high": min(1.0, interval.high),
         "tokens_a_pass": tokens / passes,
         "tokens": tokens,
         "passes": passes,

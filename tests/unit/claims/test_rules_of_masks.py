@@ -36,7 +36,7 @@ def level(ours: tuple[float, float], table: dict[str, Any] | None) -> tuple[floa
     if table["technique"] == "dimple":
         if "threshold" not in table:
             return ours
-        return (0.8, 13.0) if table["steps"] > 4 else ({"random": 0.3}.get(table["rule"], 0.5), 5.0)
+        return {"random": 0.3}.get(table["rule"], 0.7), 11.0
     if table["technique"] == "lavida":
         return {1.0: (0.8, 13.0), 0.5: ours}.get(table["ratio"], (0.2, 2.0))
     if table.get("sure") == 0.0:
