@@ -22,6 +22,7 @@ from thrifty.engine.request import Request
 from thrifty.errors import PromptError, RecipeError, ThriftyError
 from thrifty.models.model import Model
 from thrifty.reference import build
+from thrifty.weights.technique import prepare
 
 MASK = 260
 FILLING = [
@@ -155,7 +156,16 @@ def test_it_says_how_many_rows_it_takes(decoding: list[dict[str, Any]]) -> None:
     assert 2 <= strategy.rows <= MOST_ROWS and hash(strategy) == hash(registry.build("decoding", decoding[0]))
 
 
-@pytest.mark.parametrize("cache", [[], [{"technique": "kivi", "bits": 4}], [{"technique": "snapkv", "keep": 0.5}]])
+CACHES: list[list[dict[str, Any]]] = [
+    [],
+    [{"technique": "kivi", "bits": 4}],
+    [{"technique": "snapkv", "keep": 0.5}],
+    [{"technique": "h2o", "keep": 0.5}],
+    [{"technique": "streaming", "window": 24}],
+]
+
+
+@pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 0.9, "top_p": 0.9, "seed": 3}], ids=["greedy", "sampled"])
 def test_answers_do_not_depend_on_the_batch(
     make_engine: MakeEngine, masked: Model, decoding: list[dict[str, Any]], cache: Any, sampling: Any
@@ -294,3 +304,13 @@ def test_it_fills_in_masks_by_default(make_engine: MakeEngine, masked: Model) ->
 def test_a_text_is_not_scored_token_by_token(make_engine: MakeEngine, masked: Model) -> None:
     with pytest.raises(PromptError, match="a prompt to score is read token by token.*a causal model"):
         list(make_engine(masked).prompt_logprobs(text_tokens(20)))
+
+
+def test_weights_are_rounded_but_not_calibrated(make_engine: MakeEngine) -> None:
+    """Calibration runs a text as causal models read it: what it saw would not be what this model sees."""
+    model = tiny_model(layers=2, mask_id=MASK)
+    with pytest.raises(RecipeError, match="'gptq' looks at a text token after token.*such as rtn"):
+        prepare(model, [registry.build("weights", {"technique": "gptq", "bits": 4})])
+    rounded = prepare(model, [registry.build("weights", {"technique": "rtn", "bits": 8})])
+    assert rounded.config.mask_id == MASK
+    assert len(make_engine(rounded).submit(requests(1)[0]).result().token_ids) == 40
