@@ -251,9 +251,10 @@ class Engine(Inspected):
         with self._turn:
             self._publisher.mend()
             self._adapters.get(name)
-            users = sum(sequence.ticket.request.adapter == name for sequence in self._scheduler.sequences())
+            users = sum(sequence.ticket.uses_adapter(name) for sequence in self._scheduler.sequences())
             if users:
                 raise PromptError(f"{users} sequences use the adapter {name!r}; wait for their end, or cancel them")
+            self.memory.drafts.forget_adapter(name)
             self._adapters.remove(name)
 
     def resize_memory(self, memory: int) -> int:

@@ -75,6 +75,7 @@ class Intake:
         self._batch = batch
         self._chunk = chunk
         self._adapters = adapters
+        memory.drafts.adapter_of = adapters.get
         self._cache = tuple(tables("cache", cache) or ())
         self._decoding = tuple(tables("decoding", decoding) or ())
         self._drafts = frozenset((*drafts, *self._strategy(None).models))
@@ -99,7 +100,8 @@ class Intake:
             )
         if request.forced is not None and request.samples > 1:
             raise PromptError("forced answers are all the same; use samples = 1")
-        drafting = self._drafting(request.decoding, accepted)
+        salt = request.salt if request.share_prefix else None
+        drafting = self._drafting(request.decoding, accepted, salt)
         policies = self._fitted(request, drafting.rows)
         if request.media is not None:
             check_media(request.media, self._config, policies, self._chunk)
@@ -220,8 +222,12 @@ class Intake:
         strategy: DecodingStrategy = registry.build("decoding", chosen[0])
         return strategy
 
-    def _drafting(self, given: Tables | None, accepted: Callable[[], Sequence[Running]] = tuple) -> Drafting:
-        """The strategy with the models that draft for it. Raises RecipeError, BudgetError, and what loading raises."""
+    def _drafting(
+        self, given: Tables | None, accepted: Callable[[], Sequence[Running]] = tuple, salt: str | None = None
+    ) -> Drafting:
+        """The strategy with the models that draft for it. salt: of the request, None where it shares nothing. Raises
+        RecipeError, BudgetError, and what loading raises.
+        """
         strategy = self._strategy(given)
         if strategy.rows > 1 and self._memory.cache.model.state_layers:
             raise RecipeError(
@@ -233,7 +239,8 @@ class Intake:
             strategy.models, lambda nbytes: self._memory.check_accepted(accepted(), nbytes, "a model that drafts")
         )
         strategy.check(self._facts, models)
-        return Drafting(strategy, self._facts, models)
+        self._memory.kept.check(strategy.keeps(self._facts))
+        return Drafting(strategy, self._facts, models, self._memory.drafts.costs, self._memory.kept, salt)
 
     def _check_drafts(self, names: Sequence[str]) -> None:
         """Raise RecipeError for a model that the engine's owner did not name: a request alone loads none."""

@@ -12,6 +12,7 @@ from thrifty.engine.admission.charges import GRAMMARS, Charges
 from thrifty.engine.admission.prefix_keys import adapter_key, plain_salt_key, salt_key
 from thrifty.engine.admission.request_sizes import RequestSizes
 from thrifty.engine.drafting.models import DRAFT, DraftModels, LoadDraft, load_draft
+from thrifty.engine.drafting.shelf import KeptShelf
 from thrifty.engine.model_info import model_info
 from thrifty.engine.plan.native_runner import NativeRunner
 from thrifty.engine.runner import Runner
@@ -67,7 +68,8 @@ class EngineMemory(Charges):
         )
         self.sessions = Sessions(self.cache, session_bytes)
         native = None if isinstance(runner, NativeRunner) else False
-        self.drafts = DraftModels(self.cache.tiers, load_draft, native=native, batch=batch)
+        self.drafts = DraftModels(model, self.cache.tiers, load_draft, native=native, batch=batch)
+        self.kept = KeptShelf(self.cache.tiers)
         super().__init__(
             RequestSizes(self.cache, model.config.hidden_size, chunk),
             budget=self.ledger.budget,
@@ -253,11 +255,13 @@ class EngineMemory(Charges):
         self.cache.recount("workspace", fixed, hidden)
         drafts = self.drafts.nbytes + sum(sequence.draft_bytes for sequence in sequences)
         self._give_drafts(self.ledger.bytes_of(DRAFT) - drafts)
+        self.kept.recount()
 
     def close(self) -> None:
         """Forget the prefix tree and give back everything but the weights."""
         self._closed = True
         self.drafts.close()
+        self.kept.close()
         self.sessions.close()
         if self.cache.checkpoints is not None:
             self.cache.checkpoints.shrink(-1)
