@@ -37,7 +37,7 @@ Mode = Literal["hierarchical", "parallel", "one-branch"]
         limits=(
             "16 rows a step by default, the paper's 64: on a CPU a row more costs about a fifth of a whole step",
             "drafted are, by the paper's words, half the rows by output count, the rest by prompt + 1e-4 output count",
-            "where more nodes than rows match, the released code's comparison never holds: it takes output counts alone",
+            "where more match than fit, a comparison of the released code never holds: it takes output counts alone",
             "of equally frequent nodes those come first that the prompt had first, then outputs; released: either",
             "one-branch weighs prompt and outputs as the trees do; in the released code the two are exchanged there",
             "parallel branches share the rows that they begin alike with; which tokens are drafted is as released",
