@@ -11,8 +11,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from thrifty.card import Card
-from thrifty.decoding.draft import COMMITTED, MOST_ROWS, NO_DRAFT, Draft
+from thrifty.decoding.draft import COMMITTED, MOST_ROWS, NO_DRAFT, Accepted, Draft
 from thrifty.decoding.kept import Keeps
+from thrifty.decoding.scores import Scores
 from thrifty.decoding.services import ModelFacts, Services
 from thrifty.decoding.strategy import Asked, Continuation, DecodingStrategy, Drafter
 from thrifty.decoding.trie import Occurrences, OutputTrie, Step, Trie
@@ -50,7 +51,8 @@ Mode = Literal["hierarchical", "parallel", "one-branch"]
             'an answer\'s newest tokens join the outputs late, as released; with outputs = "own" at once',
             "outputs are shared by requests of one salt (one API key): how fast an answer comes may tell of another's",
             'outputs = "own", or a request with share_prefix = False, neither reads nor adds to what others share',
-            "rows of a tree are added up in another order: on coded weights close calls may fall otherwise",
+            "rows behind a tree's first branch add numbers up in another order, so that close calls may fall otherwise",
+            "so exact = true (not the paper's): what is taken of such a branch runs again as a line before the next tree",
             "of the released code's stop words, which are not looked up alone, there is no option",
         ),
     ),
@@ -61,7 +63,7 @@ class LookaheadPain(DecodingStrategy):
     mode: a tree (hierarchical), its branches one by one as long as they fit (parallel), or the likeliest branch alone.
     query: newest tokens that are looked up, fewer where they give less than a branch. outputs: drafts from earlier
     answers of the same salt, from its own alone, or from none. output_nodes: a tree with more is pruned. nodes: of all
-    trees together, 16 bytes each.
+    trees together, 16 bytes each. exact: answers are those of plain decoding to the bit; false: but for rounding.
     """
 
     decoding_length: Annotated[int, Field(ge=2, le=MOST_ROWS)] = 16
@@ -71,6 +73,7 @@ class LookaheadPain(DecodingStrategy):
     outputs: Literal["shared", "own", "none"] = "shared"
     output_nodes: Annotated[int, Field(ge=1, le=65_536)] = 512
     nodes: Annotated[int, Field(ge=1024, le=1 << 20)] = 65_536
+    exact: bool = True
 
     @property
     def rows(self) -> int:
@@ -110,28 +113,32 @@ class TrieDrafter(Drafter):
         self._pending: list[int] = []  # the newest tokens of the answer, whose branches are not whole
         self._learned: set[int] = set()
         self._ended = False
+        self._taken: tuple[int, Sequence[int]] = (0, ())  # tokens that another branch gave, and where they come
 
     def propose(self, continuation: Continuation) -> Draft:
         """See Drafter."""
         return self.draft(continuation, self.strategy.decoding_length)
 
     def draft(self, continuation: Continuation, rows: int) -> Draft:
-        """At most `rows` − 1 tokens: those behind the longest of the newest tokens that gives a branch's length, else
-        behind the last one; none where nothing is known to follow it.
-        """
+        """At most `rows` − 1 tokens: those that another branch gave in the last step, then what the tries have."""
         if self._prompt is None:
             self._prompt = self._begin(continuation)
-        mode, depth = self.strategy.mode, self.strategy.branch_length
-        enough = depth // 2 if mode == "one-branch" else depth
-        query, outputs = continuation.tokens[-self.strategy.query :], self._own if self._kept is None else self._kept
-        found = NO_DRAFT
-        for start in range(len(query)):
-            roots = followers(self._prompt, outputs, query[start:])
-            if roots.nodes:
-                found = SHAPES[mode](roots, depth, min(rows, self.strategy.rows) - 1)
-            if 1 + len(found.tokens) >= enough:
-                break
-        return found
+        place, taken = self._taken
+        line = tuple(taken[: rows - 1]) if place == len(continuation.tokens) else ()
+        newest = [*continuation.tokens[-self.strategy.query :], *line][-self.strategy.query :]
+        return behind(line, self._retrieved(self._prompt, newest, min(rows, self.strategy.rows) - 1 - len(line)))
+
+    def accept(self, continuation: Continuation, draft: Draft, scores: Scores) -> Accepted:
+        """The sampler's own choices, as long as the draft has them, and its first branch where rows are to be exact:
+        what follows is drafted once more.
+        """
+        accepted = super().accept(continuation, draft, scores)
+        if not self.strategy.exact:
+            return accepted
+        first = next((at for at, index in enumerate(accepted.path) if index != at), len(accepted.path))
+        tokens = [choice.token for choice in accepted.choices]
+        self._taken = (len(continuation.tokens) + first + 1, tokens[first + 1 :])
+        return Accepted(accepted.choices[: first + 1], accepted.path[:first])
 
     def committed(self, tokens: Sequence[int]) -> None:
         """Learn them, up to a token that ends an answer."""
@@ -157,6 +164,19 @@ class TrieDrafter(Drafter):
             self._own.extend(tokens[prompt : len(tokens) - 1])
         self.committed(tokens[len(tokens) - 1 :] if said else ())
         return Occurrences(tokens[:prompt])
+
+    def _retrieved(self, prompt: Trie, query: Sequence[int], most: int) -> Draft:
+        """What followed the longest of the newest tokens that gives a branch's length, else the last one."""
+        mode, depth = self.strategy.mode, self.strategy.branch_length
+        enough, outputs = depth // 2 if mode == "one-branch" else depth, self._own if self._kept is None else self._kept
+        found = NO_DRAFT
+        for start in range(len(query)) if most > 0 else ():
+            roots = followers(prompt, outputs, query[start:])
+            if roots.nodes:
+                found = SHAPES[mode](roots, depth, most)
+            if 1 + len(found.tokens) >= enough:
+                break
+        return found
 
     def _learn(self, token: int) -> None:
         if self._kept is not None:
@@ -293,6 +313,12 @@ def tree(nodes: Iterable[Node]) -> Draft:
 
     add((), COMMITTED)
     return _drafted(tuple(tokens), tuple(parents))
+
+
+def behind(line: tuple[int, ...], draft: Draft) -> Draft:
+    """A line of tokens, then a draft."""
+    parents = [len(line) + draft.parent(index) for index in range(len(draft.tokens))]  # −1 is the line's last
+    return _drafted(line + draft.tokens, (*range(-1, len(line) - 1), *parents))
 
 
 def _drafted(tokens: tuple[int, ...], parents: tuple[int, ...]) -> Draft:
