@@ -52,7 +52,7 @@ Mode = Literal["hierarchical", "parallel", "one-branch"]
             "outputs are shared by requests of one salt (one API key): how fast an answer comes may tell of another's",
             'outputs = "own", or a request with share_prefix = False, neither reads nor adds to what others share',
             "rows behind a tree's first branch add numbers up in another order, so that close calls may fall otherwise",
-            "so exact = true (not the paper's): what is taken of such a branch runs again as a line before the next tree",
+            "exact = true (not the paper's): what is taken of such a branch runs again, as a line before the next tree",
             "of the released code's stop words, which are not looked up alone, there is no option",
         ),
     ),
