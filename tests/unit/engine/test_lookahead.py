@@ -73,10 +73,11 @@ def test_answers_are_those_of_plain_decoding(
     sampled = {"temperature": temperature, "seed": 3}
     plain, _ = steps_of(make(packed), request(cache=cache, **sampled))
     engine = make(packed)
-    for most in (70, 40):
+    ends = [place for place, token in enumerate(plain) if token in engine.intake.end_ids]
+    known = min([*ends, len(plain)])  # nothing is learned behind an end token
+    for most in (74, 74 - known // 2):
         found, steps = steps_of(engine, request(cache=cache, decoding=LOOKAHEAD, **sampled))
         assert found == plain and steps <= most
-    assert steps < 40, "drafts were taken"
 
 
 @pytest.mark.parametrize("mode", ["hierarchical", "parallel", "one-branch"])
@@ -106,7 +107,7 @@ def test_what_was_rejected_leaves_no_trace_in_tree_statistics_and_ledger(
         "plain": engines["plain"].submit(request(cache=cache)),
         "drafted": engines["drafted"].submit(request(cache=cache, decoding=LOOKAHEAD)),
     }
-    compared = 0
+    compared, page = 0, engines["plain"].memory.footprint((), 1, 2).steady_bytes
     while not handles["drafted"].finished:
         engines["drafted"].step()
         done = handles["drafted"].usage.generated_tokens
@@ -122,7 +123,8 @@ def test_what_was_rejected_leaves_no_trace_in_tree_statistics_and_ledger(
             stats = [own.stats(layer) for own in pair]
             for mine, other in zip(*(_arrays(own) for own in stats), strict=True):
                 assert mine.shape == other.shape and (mine == other).all()
-        assert sum(s.nbytes for s in pair[0].segments()) == sum(s.nbytes for s in pair[1].segments())
+        held = [sum(segment.nbytes for segment in own.segments()) for own in pair]
+        assert held[0] <= held[1] <= held[0] + page, "no more than the page that its drafts' rows had reached"
     assert compared > 5
     while not handles["plain"].finished:
         engines["plain"].step()
@@ -207,7 +209,7 @@ def test_kept_outputs_are_bounded_and_go_where_requests_need_memory(packed: Mode
     large = request(3, tokens=600, cache=[])
     need = free.memory.footprint((), len(large.prompt), len(large.prompt) + 600).peak_bytes
     tight = make(packed, memory=base + need, prefix_tree=False)
-    small = [{**LOOKAHEAD[0], "nodes": 1024, "decoding_length": 4}]
+    small = [{**LOOKAHEAD[0], "nodes": need // 32, "decoding_length": 4}]
     kept = drafted_by(tight, request(decoding=small, tokens=8))
     assert kept is not None and tight.memory.ledger.bytes_of(KEPT) == kept.nbytes > 0
     assert steps_of(tight, large)[0] == steps_of(free, large)[0], "it fits as if nothing were kept"
