@@ -1,4 +1,4 @@
-"""Sampled answers under strategies that draft have the model's distribution: exact probabilities, and χ² over counts."""
+"""Sampled answers under strategies that draft have the model's distribution: χ² of counts."""
 
 from __future__ import annotations
 
