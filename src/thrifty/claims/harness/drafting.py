@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -26,11 +27,16 @@ ALIKE = 0.3  # nats a token: samples of another distribution than the model's ar
 
 @dataclass(frozen=True)
 class Answer:
-    """tokens: chosen ones. steps, seconds: behind the first of them."""
+    """tokens: chosen ones. rows: of each step behind the first token, where a strategy drafted; seconds: of all."""
 
     tokens: list[int]
-    steps: int
+    rows: tuple[int, ...]
     seconds: float
+
+    @property
+    def steps(self) -> int:
+        """Behind the first token; plain decoding has one a token."""
+        return len(self.rows) or len(self.tokens) - 1
 
     @property
     def tokens_a_step(self) -> float:
@@ -39,17 +45,33 @@ class Answer:
 
 
 def answer(engine: Engine, prompt: Sequence[int], decoding: Decoding, tokens: int, **sampling: Any) -> Answer:
-    """Decode an answer alone, step by step. Raises what the engine raises."""
+    """Decode an answer alone, as `Handle.result` does. Raises what the engine raises."""
     parameters = SamplingParameters(max_tokens=tokens, ignore_eos=True, **sampling)
     handle = engine.submit(Request(prompt=prompt, sampling=parameters, decoding=decoding))
     while not handle.usage.generated_tokens:
         engine.step()
-    steps, start = 0, time.perf_counter()
-    while not handle.finished:
-        engine.step()
-        steps += 1
-    seconds = time.perf_counter() - start
-    return Answer(handle.result().token_ids, steps, seconds)
+    with _rows_noted(engine) as rows:
+        start = time.perf_counter()
+        tokens_chosen = handle.result().token_ids
+        seconds = time.perf_counter() - start
+    return Answer(tokens_chosen, tuple(rows), seconds)
+
+
+@contextmanager
+def _rows_noted(engine: Engine) -> Iterator[list[int]]:
+    """How many rows each step of a sequence that drafts has, while it lasts."""
+    costs, rows = engine.memory.drafts.costs, list[int]()
+    note = costs.note
+
+    def noted(count: int, seconds: float) -> None:
+        rows.append(count)
+        note(count, seconds)
+
+    vars(costs)["note"] = noted
+    try:
+        yield rows
+    finally:
+        del vars(costs)["note"]
 
 
 class Sides:
