@@ -7,8 +7,8 @@
 
 Kinds of prompts: code (functions of HumanEval to complete), problems (GSM-symbolic, in the chat template), quoting
 (prose that the answer repeats). Greedy, batch 1. In a round every side answers prompts that no other round has; the
-order of sides turns. Figures are medians of rounds, of decoding alone, the first token left out. A round in which others
-took more than 1 % of the machine is void.
+order of sides turns. Figures are medians of rounds, of decoding alone, the first token left out. Where others took more
+than 1 % of the machine in a round, the row is void.
 
 Step costs are measured apart: t(r), a step of r rows of the target, and d, one of the draft. The bound of a draft of γ
 tokens is E(γ)·t(1) / (γ·d + t(γ + 1)) with E(γ) = (1 − α^(γ+1)) / (1 − α), α the share of tried drafts that was taken;
@@ -173,9 +173,8 @@ def measure(engine: Engine, draft: str, kind: str, options: argparse.Namespace, 
                 else:
                     _ask(engine, sides[name], asked, options.tokens)
             noise_most = max(noise_most, noise.others)
-            say(
-                f"{kind}, round {number + 1}, {name}: {(sides[name].rates if name in sides else rates[name])[-1]:.1f} tok/s"
-            )
+            newest = (rates[name] if name in rates else sides[name].rates)[-1]
+            say(f"{kind}, round {number + 1}, {name}: {newest:.1f} tok/s")
     costs, step = costs_of(engine, draft, prompts[0][:LENGTH], 3 if options.quick else 9)
     plain = [own.tokens for own in sides[PLAIN].answers]
     return row_of(
