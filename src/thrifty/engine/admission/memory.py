@@ -23,7 +23,9 @@ from thrifty.storage.budget import parse_size
 from thrifty.storage.ledger import Ledger, Reservation
 
 if TYPE_CHECKING:
+    from thrifty.cache.policy import CachePolicy
     from thrifty.cache.sequence import SequenceCache
+    from thrifty.engine.prompt.program import Read
     from thrifty.models.model import Model
 
 SESSION_BYTES = 1_000_000_000
@@ -95,10 +97,11 @@ class EngineMemory(Charges):
         """
         ticket, prompt = sequence.ticket, sequence.prompt_length
         samples, drafted = ticket.request.samples, sequence.drafted_rows
-        rows, drafts = samples * ticket.drafting.rows, samples * ticket.drafting.nbytes(sequence.total)
+        reading = sequence.drafting.reading
+        rows, drafts = samples * ticket.drafting.rows, samples * ticket.drafting.nbytes(sequence.total) + reading.drafts
         covered = min(sequence.total, prompt + PAGE) + drafted
-        need = self._sizes.held(ticket.policies, prompt, covered, samples).peak_bytes
-        hidden = self._sizes.hidden(ticket.policies, prompt)
+        need = max(reading.cache, self._sizes.held(ticket.policies, prompt, covered, samples).peak_bytes)
+        hidden = 0 if sequence.reading is not None else self._sizes.hidden(ticket.policies, prompt)
         owner = f"request {ticket.request.identity}"
         with ExitStack() as undo:
             self._take_rows(rows)
@@ -113,6 +116,31 @@ class EngineMemory(Charges):
             undo.pop_all()
         sequence.cache, sequence.rows, sequence.covered, sequence.hidden_bytes = cache, rows, covered, hidden
         sequence.shared, sequence.draft_bytes = cache.hit, drafts
+
+    def open_pass(self, sequence: Running, policy: CachePolicy, tokens: Sequence[int]) -> SequenceCache:
+        """The cache of a program's pass over these tokens, in place of what the sequence held: it begins with what the
+        prefix tree has of them. Raises BudgetError; the sequence holds nothing then."""
+        salt = salt_key(sequence, self._ropes_by_length, len(tokens))
+        known = tokens if sequence.ticket.request.share_prefix else ()
+        return self._reopen(sequence, (policy,), known, salt, self._sizes.hidden((policy,), len(tokens)), False)
+
+    def open_read(self, sequence: Running, read: Read) -> SequenceCache:
+        """The programs of a sequence are done: what they left of its prompt is its prompt, with a cache of its own.
+        Raises BudgetError; the sequence holds nothing then."""
+        assert sequence.reading is not None, "programs have looked at it"
+        drafts, own = sequence.drafting.reading.drafts, sequence.ticket.policies[len(sequence.reading.policies) :]
+        sequence.put_read(read)
+        sequence.draft_bytes -= drafts
+        self._give_drafts(drafts)
+        policies = own if read.policy is None else (read.policy, *own)
+        sequence.covered = min(sequence.total, sequence.prompt_length + PAGE) + sequence.drafted_rows
+        shares = sequence.ticket.request.share_prefix
+        known = (*read.tokens, *read.ahead) if shares else ()
+        salt = salt_key(sequence, self._ropes_by_length)
+        hidden = self._sizes.hidden(policies, len(read.tokens) + len(read.ahead))
+        cache = self._reopen(sequence, policies, known, salt, hidden, shares)
+        sequence.shared = cache.hit
+        return cache
 
     def cover(self, sequence: Running) -> None:
         """Make sure that the next rows of a decoding sequence have room. Raises BudgetError with nothing
@@ -184,8 +212,11 @@ class EngineMemory(Charges):
         child.draft_bytes = drafts
 
     def park(self, sequence: Running) -> None:
-        """Let the sequence's segments move to the disk tier; its promise ends, and so does its drafter."""
+        """Let the sequence's segments move to the disk tier; its promise ends, and so does its drafter. Programs that
+        look at its prompt begin anew when it comes back."""
         assert sequence.cache is not None
+        if sequence.reading is not None:
+            sequence.stop_prefill()
         self._end_drafts(sequence)
         sequence.cache.park()
 
@@ -200,7 +231,7 @@ class EngineMemory(Charges):
             tokens = min(sequence.total, len(sequence.tokens) + PAGE) + drafted
         decoding = sequence.state is State.DECODING
         growth = max(0, self._need_of(sequence, tokens) - cache.reservation.nbytes) if decoding else 0
-        drafts = sequence.samples * sequence.ticket.drafting.nbytes(sequence.total)
+        drafts = sequence.samples * sequence.ticket.drafting.nbytes(sequence.total) + sequence.drafting.reading.drafts
         extra = growth + drafts + beside * self._sizes.page_bytes
         self.cache.tiers.make_room(_missing(sequence) + extra)
         self.ledger.reserve(f"request {sequence.answer.identity}", _missing(sequence) + extra).release()
@@ -230,7 +261,7 @@ class EngineMemory(Charges):
         """
         self._give_rows(sequence.rows)
         sequence.rows = 0
-        sequence.prefill = None
+        sequence.stop_prefill()
         self._end_drafts(sequence)
         if sequence.cache is not None:
             self._drop_hidden(sequence)
@@ -301,7 +332,7 @@ class EngineMemory(Charges):
 
     def session_kind(self, sequence: Running) -> Hashable:
         """What the rows of a session depend on beside its tokens and its recipe."""
-        _, classes, steering = salt_key(sequence, self._ropes_by_length)
+        _, classes, steering, *_ = salt_key(sequence, self._ropes_by_length)
         return adapter_key(sequence), classes, steering
 
     def _promise(self, sequence: Running, owner: str, need: int) -> Reservation:
@@ -313,10 +344,40 @@ class EngineMemory(Charges):
             return self.cache.reserve(owner, need, bound)
         return self.sessions.promise(session, owner, need, bound)
 
+    def _reopen(
+        self,
+        sequence: Running,
+        policies: Sequence[CachePolicy],
+        tokens: Sequence[Hashable],
+        salt: Hashable,
+        hidden: int,
+        publishes: bool,
+    ) -> SequenceCache:
+        """Another cache for a sequence, within the same promise. hidden: bytes of hidden state beside it."""
+        held = sequence.cache
+        assert held is not None
+        self._drop_hidden(sequence)
+        sequence.cache = None
+        reservation = held.hand_over()
+        assert reservation is not None, "a sequence was promised its bytes"
+        with ExitStack() as undo:
+            undo.callback(reservation.release)
+            cache = self.cache.create(
+                policies, tokens=tokens, adapter=adapter_key(sequence), salt=salt,
+                reservation=reservation, publishes=publishes,
+            )  # fmt: skip
+            undo.callback(cache.free)
+            self.ledger.charge("workspace", hidden, reservation)
+            undo.pop_all()
+        sequence.cache, sequence.hidden_bytes = cache, hidden
+        return cache
+
     def _open(self, sequence: Running, reservation: Reservation) -> SequenceCache:
         session = sequence.session
         if session is not None and session.source.cache is not None:
             return self.sessions.resume(session, reservation)
+        if sequence.reading is not None:
+            return self.cache.create((), reservation=reservation, publishes=False)  # its programs say what it begins with
         keys: Sequence[Hashable] = sequence.tokens if sequence.ticket.request.share_prefix else ()
         if sequence.media is not None and keys:
             keys = sequence.media.keys(sequence.tokens)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from thrifty.decoding.sampling import Sampler
 from thrifty.decoding.services import ModelFacts, Services
@@ -11,13 +12,25 @@ from thrifty.decoding.strategy import DecodingStrategy, Drafter
 from thrifty.engine.drafting.model import EngineDraftModel
 
 
+class ReadingBytes(NamedTuple):
+    """The most bytes that prompt programs hold before a prompt is read: of the request's own cache, with the hidden
+    state that goes with it, and of models that draft, weights and workspace aside.
+    """
+
+    cache: int = 0
+    drafts: int = 0
+
+
 @dataclass(frozen=True)
 class Drafting:
-    """A strategy, the facts of the model that it decodes, and the models that draft for it, by name."""
+    """A strategy, the facts of the model that it decodes, and the models that draft for it, by name. reading: what the
+    request's prompt programs hold at most, before anything is decoded.
+    """
 
     strategy: DecodingStrategy
     facts: ModelFacts
     models: Mapping[str, EngineDraftModel] = field(default_factory=dict)
+    reading: ReadingBytes = ReadingBytes()
 
     @property
     def rows(self) -> int:
