@@ -47,9 +47,9 @@ class Event:
 @dataclass
 class Usage:
     """What a request used. Seconds are wall time: queued until admitted, prefill until the first token,
-    then decode. kept_tokens: of the prompt's tokens those that prompt programs had read, or slots a head that they kept;
-    all without one. kv_bytes: the most that its caches held of their own, and the hidden state of its prompt, over all
-    samples; pages that it shares with others do not count. It is known when the request is over.
+    then decode. kept_tokens: of the prompt's tokens those that prompt programs let be read, or slots a head that they
+    kept; all of them without one. kv_bytes: the most that its caches held of their own, and the hidden state of its
+    prompt, over all samples; pages that it shares with others do not count. It is known when the request is over.
     """
 
     prompt_tokens: int

@@ -13,7 +13,7 @@ from thrifty.decoding.scores import Scores
 from thrifty.decoding.stopping import Stopper
 from thrifty.decoding.strategy import Drafter
 from thrifty.engine.answer import Answer, Event
-from thrifty.engine.drafting.drafting import ReadingBytes
+from thrifty.engine.drafting.drafting import NOTHING
 
 if TYPE_CHECKING:
     from thrifty.cache.sequence import SequenceCache
@@ -34,6 +34,7 @@ class Prefill(Protocol):
 
     def close(self) -> None:
         """Give back what it holds beside the sequence's cache. It does not go on afterwards."""
+        return
 
 
 class State(enum.Enum):
@@ -122,7 +123,7 @@ class Running:
         """Its programs are done: from now on its prompt is what they left of it."""
         assert self.reading is not None, "programs have looked at it"
         self.program_key, self.reading = self.reading.key, None
-        self.drafting = dataclasses.replace(self.drafting, reading=ReadingBytes())
+        self.drafting = dataclasses.replace(self.drafting, reading=NOTHING)
         self.tokens = list(read.tokens)
         self.prompt_length = len(self.tokens)
         self.answer.usage.kept_tokens = read.kept

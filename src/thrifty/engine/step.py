@@ -45,7 +45,6 @@ class PrefillStep:
             if not missing:
                 raise
 
-
     def _start(self, sequence: Running) -> Prefill:
         if sequence.reading is not None:
             return ProgrammedPrefill(self._runner, sequence, sequence.reading, self._chunk, self._memory, self.pace)

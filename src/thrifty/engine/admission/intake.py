@@ -22,10 +22,10 @@ from thrifty.decoding.strategies.autoregressive import Autoregressive
 from thrifty.decoding.strategy import DecodingStrategy
 from thrifty.engine.admission import bounding
 from thrifty.engine.admission.media_checks import check_drafts, check_media, room_behind
-from thrifty.engine.drafting.drafting import Drafting, ReadingBytes
+from thrifty.engine.admission.program_intake import ProgramIntake
+from thrifty.engine.drafting.drafting import NOTHING, Drafting
 from thrifty.engine.drafting.models import facts_of
-from thrifty.engine.prompt.reading import PromptReading, check_policies, check_programs
-from thrifty.engine.prompt.reading import check_request as check_prompt_request
+from thrifty.engine.prompt.reading import PromptReading, check_policies
 from thrifty.engine.request import Request
 from thrifty.engine.row_extra import RowExtra
 from thrifty.engine.running import Running
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from thrifty.engine.admission.adapter_shelf import AdapterShelf
     from thrifty.engine.admission.memory import EngineMemory
     from thrifty.engine.drafting.model import EngineDraftModel
-    from thrifty.engine.prompt.program import PromptProgram
     from thrifty.models.model import Model
 
 Tables = Sequence[Mapping[str, Any]]
@@ -61,8 +60,8 @@ class Intake:
         adapters: AdapterShelf,
         drafts: Sequence[str] = (),
     ) -> None:
-        """chunk: the most rows that a prefill appends at once. drafts: models that requests may draft with, beside those
-        of the engine's own `decoding` and `programs`.
+        """chunk: the most rows that a prefill appends at once. drafts: models that requests may draft with, beside
+        those of the engine's own `decoding` and `programs`.
 
         Raises PromptError where `context` exceeds the model's, RecipeError for the tables, BudgetError where the budget
         does not hold one token with them.
@@ -83,11 +82,10 @@ class Intake:
         self._adapters = adapters
         self._cache = tuple(tables("cache", cache) or ())
         self._decoding = tuple(tables("decoding", decoding) or ())
-        self._programs = tuple(tables("programs", programs) or ())
-        own_models = (name for program in self._prompt_programs(None) for name in program.models)
-        self._drafts = frozenset((*drafts, *self._strategy(None).models, *own_models))
+        self._programs = ProgramIntake(tuple(tables("programs", programs) or ()), memory, lambda: self._facts)
+        self._drafts = frozenset((*drafts, *self._strategy(None).models, *self._programs.names))
         drafting = self._drafting(None) if self._decoding else None
-        self._models_of_programs(self._prompt_programs(None), tuple)
+        self._programs.models(self._programs.programs(None), lambda names: self._draft_models(names, tuple))
         memory.check(bounding.with_capacity(self._policies(None), 1), 1, 2, drafting=drafting, what="one token")
 
     def check(self, request: Request, accepted: Callable[[], Sequence[Running]] = tuple) -> Ticket:
@@ -109,7 +107,7 @@ class Intake:
         if request.forced is not None and request.samples > 1:
             raise PromptError("forced answers are all the same; use samples = 1")
         drafting = self._drafting(request.decoding, accepted)
-        reading, drafting = self._reading(request, drafting, accepted)
+        reading, drafting = self._programs.reading(request, drafting, lambda names: self._draft_models(names, accepted))
         rows = len(request.prompt) if reading is None else reading.rows
         policies = self._fitted(request, drafting, reading, rows)
         if request.media is not None:
@@ -147,7 +145,7 @@ class Intake:
             identity=_identity(),
         )
         policies = parent.ticket.policies
-        drafting = dataclasses.replace(parent.ticket.drafting, reading=ReadingBytes())
+        drafting = dataclasses.replace(parent.ticket.drafting, reading=NOTHING)
         maximum = self._maximum(request, policies, drafting, parent.prompt_length, len(parent.tokens))
         own = None if sampling.grammar == parent.sampler.parameters.grammar else self._constraint(sampling)
         sampler = parent.sampler.fork(stream, sampling, request.forced or (), own)
@@ -196,15 +194,16 @@ class Intake:
     def _maximum(
         self, request: Request, policies: Sequence[CachePolicy], drafting: Drafting, prefilled: int, held: int
     ) -> int:
-        """The answer's bound in tokens. prefilled: tokens of the original prompt (a fork's prompt is longer). held: rows
+        """The answer's bound in tokens. prefilled: rows of the original prompt (a fork's prompt is longer). held: those
         that the answer stands behind.
         """
-        room = self.context - len(request.prompt)
+        prompt = len(request.prompt)
+        room = self.context - prompt
         if room >= 1 and request.media is not None:
             room = room_behind(request.media, held, self.context)
         if room < 1:
             raise PromptError(
-                f"the prompt has {len(request.prompt)} tokens; the context holds {self.context}, the answer included: "
+                f"the prompt has {prompt} tokens; the context holds {self.context}, the answer included: "
                 f"use at most {self.context - 1}"
             )
         wanted, bound = self._wanted(request), request.cache_bytes
@@ -217,7 +216,7 @@ class Intake:
             wanted = max(1, min(most, fitting - held))
         if wanted > room:
             raise PromptError(
-                f"max_tokens = {wanted} after a prompt of {len(request.prompt)} tokens exceeds the context of {self.context}; "
+                f"max_tokens = {wanted} after a prompt of {prompt} tokens exceeds the context of {self.context}; "
                 f"use at most {room}, or None for as many as fit"
             )
         if bound is not None:
@@ -236,35 +235,6 @@ class Intake:
         for policy in policies:
             policy.check(self._memory.cache.model)
         return policies
-
-    def _prompt_programs(self, given: Tables | None) -> tuple[PromptProgram, ...]:
-        programs = tuple(registry.build("prompt", table) for table in (self._programs if given is None else given))
-        check_programs(programs)
-        return programs
-
-    def _reading(
-        self, request: Request, drafting: Drafting, accepted: Callable[[], Sequence[Running]]
-    ) -> tuple[PromptReading | None, Drafting]:
-        """What looks at the prompt before it is read, and the drafting that counts its bytes. Raises RecipeError and
-        PromptError for what it cannot look at, BudgetError, and what loading raises.
-        """
-        programs = self._prompt_programs(request.programs)
-        check_prompt_request(request, programs)
-        models = self._models_of_programs(programs, accepted)
-        reading = PromptReading.of(programs, models, self._memory.cache.model, len(request.prompt))
-        if reading is None:
-            return None, drafting
-        return reading, dataclasses.replace(drafting, reading=reading.nbytes(self._memory.pass_bytes))
-
-    def _models_of_programs(
-        self, programs: Sequence[PromptProgram], accepted: Callable[[], Sequence[Running]]
-    ) -> Mapping[str, EngineDraftModel]:
-        """The models that draft for programs, which are checked with them."""
-        names = tuple(dict.fromkeys(name for program in programs for name in program.models))
-        models = self._draft_models(names, accepted)
-        for program in programs:
-            program.check(self._memory.cache.model, self._facts, {name: models[name] for name in program.models})
-        return models
 
     def _strategy(self, given: Tables | None) -> DecodingStrategy:
         chosen = self._decoding if given is None else given

@@ -8,8 +8,9 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from thrifty.cache.pool import Cache
-from thrifty.engine.admission.charges import GRAMMARS, Charges
+from thrifty.engine.admission.charges import GRAMMARS
 from thrifty.engine.admission.prefix_keys import adapter_key, plain_salt_key, salt_key
+from thrifty.engine.admission.reopening import Reopening
 from thrifty.engine.admission.request_sizes import RequestSizes
 from thrifty.engine.drafting.models import DRAFT, DraftModels, LoadDraft, load_draft
 from thrifty.engine.model_info import model_info
@@ -23,16 +24,14 @@ from thrifty.storage.budget import parse_size
 from thrifty.storage.ledger import Ledger, Reservation
 
 if TYPE_CHECKING:
-    from thrifty.cache.policy import CachePolicy
     from thrifty.cache.sequence import SequenceCache
-    from thrifty.engine.prompt.program import Read
     from thrifty.models.model import Model
 
 SESSION_BYTES = 1_000_000_000
 """What sessions may hold, in memory and on disk, unless an engine is told otherwise."""
 
 
-class EngineMemory(Charges):
+class EngineMemory(Reopening):
     """Charges weights and workspace, opens and frees the caches of sequences. ledger: bytes by category."""
 
     def __init__(
@@ -116,31 +115,6 @@ class EngineMemory(Charges):
             undo.pop_all()
         sequence.cache, sequence.rows, sequence.covered, sequence.hidden_bytes = cache, rows, covered, hidden
         sequence.shared, sequence.draft_bytes = cache.hit, drafts
-
-    def open_pass(self, sequence: Running, policy: CachePolicy, tokens: Sequence[int]) -> SequenceCache:
-        """The cache of a program's pass over these tokens, in place of what the sequence held: it begins with what the
-        prefix tree has of them. Raises BudgetError; the sequence holds nothing then."""
-        salt = salt_key(sequence, self._ropes_by_length, len(tokens))
-        known = tokens if sequence.ticket.request.share_prefix else ()
-        return self._reopen(sequence, (policy,), known, salt, self._sizes.hidden((policy,), len(tokens)), False)
-
-    def open_read(self, sequence: Running, read: Read) -> SequenceCache:
-        """The programs of a sequence are done: what they left of its prompt is its prompt, with a cache of its own.
-        Raises BudgetError; the sequence holds nothing then."""
-        assert sequence.reading is not None, "programs have looked at it"
-        drafts, own = sequence.drafting.reading.drafts, sequence.ticket.policies[len(sequence.reading.policies) :]
-        sequence.put_read(read)
-        sequence.draft_bytes -= drafts
-        self._give_drafts(drafts)
-        policies = own if read.policy is None else (read.policy, *own)
-        sequence.covered = min(sequence.total, sequence.prompt_length + PAGE) + sequence.drafted_rows
-        shares = sequence.ticket.request.share_prefix
-        known = (*read.tokens, *read.ahead) if shares else ()
-        salt = salt_key(sequence, self._ropes_by_length)
-        hidden = self._sizes.hidden(policies, len(read.tokens) + len(read.ahead))
-        cache = self._reopen(sequence, policies, known, salt, hidden, shares)
-        sequence.shared = cache.hit
-        return cache
 
     def cover(self, sequence: Running) -> None:
         """Make sure that the next rows of a decoding sequence have room. Raises BudgetError with nothing
@@ -344,40 +318,14 @@ class EngineMemory(Charges):
             return self.cache.reserve(owner, need, bound)
         return self.sessions.promise(session, owner, need, bound)
 
-    def _reopen(
-        self,
-        sequence: Running,
-        policies: Sequence[CachePolicy],
-        tokens: Sequence[Hashable],
-        salt: Hashable,
-        hidden: int,
-        publishes: bool,
-    ) -> SequenceCache:
-        """Another cache for a sequence, within the same promise. hidden: bytes of hidden state beside it."""
-        held = sequence.cache
-        assert held is not None
-        self._drop_hidden(sequence)
-        sequence.cache = None
-        reservation = held.hand_over()
-        assert reservation is not None, "a sequence was promised its bytes"
-        with ExitStack() as undo:
-            undo.callback(reservation.release)
-            cache = self.cache.create(
-                policies, tokens=tokens, adapter=adapter_key(sequence), salt=salt,
-                reservation=reservation, publishes=publishes,
-            )  # fmt: skip
-            undo.callback(cache.free)
-            self.ledger.charge("workspace", hidden, reservation)
-            undo.pop_all()
-        sequence.cache, sequence.hidden_bytes = cache, hidden
-        return cache
-
     def _open(self, sequence: Running, reservation: Reservation) -> SequenceCache:
         session = sequence.session
         if session is not None and session.source.cache is not None:
             return self.sessions.resume(session, reservation)
         if sequence.reading is not None:
-            return self.cache.create((), reservation=reservation, publishes=False)  # its programs say what it begins with
+            return self.cache.create(
+                (), reservation=reservation, publishes=False
+            )  # its programs say what it begins with
         keys: Sequence[Hashable] = sequence.tokens if sequence.ticket.request.share_prefix else ()
         if sequence.media is not None and keys:
             keys = sequence.media.keys(sequence.tokens)

@@ -9,7 +9,7 @@ from thrifty.bisection import largest
 from thrifty.cache.footprint import Footprint
 from thrifty.cache.policy import CachePolicy
 from thrifty.engine.admission.request_sizes import RequestSizes
-from thrifty.engine.drafting.drafting import ReadingBytes
+from thrifty.engine.drafting.drafting import NOTHING
 from thrifty.errors import BudgetError
 from thrifty.formats.kv import PAGE
 from thrifty.storage.budget import format_size
@@ -65,7 +65,7 @@ class RequestBounds:
         what models that draft hold for it, and what prompt programs hold before that.
         """
         rows = 1 if drafting is None else drafting.rows
-        reading = ReadingBytes() if drafting is None else drafting.reading
+        reading = NOTHING if drafting is None else drafting.reading
         held = self._sizes.held(policies, prompt, total + rows - 1, samples)
         beside = samples * (rows * self._row_bytes + (0 if drafting is None else drafting.nbytes(total)))
         peak = max(held.peak_bytes, reading.cache) + beside + reading.drafts

@@ -21,6 +21,9 @@ class ReadingBytes(NamedTuple):
     drafts: int = 0
 
 
+NOTHING = ReadingBytes()
+
+
 @dataclass(frozen=True)
 class Drafting:
     """A strategy, the facts of the model that it decodes, and the models that draft for it, by name. reading: what the
@@ -30,7 +33,7 @@ class Drafting:
     strategy: DecodingStrategy
     facts: ModelFacts
     models: Mapping[str, EngineDraftModel] = field(default_factory=dict)
-    reading: ReadingBytes = ReadingBytes()
+    reading: ReadingBytes = NOTHING
 
     @property
     def rows(self) -> int:

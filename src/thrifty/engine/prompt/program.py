@@ -54,14 +54,24 @@ class Read:
     """What a program makes of a prompt.
 
     tokens: ids that are read, at positions 0, 1 … ahead: ids that are read behind them for `policy` to see, and
-    forgotten with the last of `tokens`, which is read once more then. policy: acts on the cache before all others, and lets
-    go of the slots of what is forgotten; None: nothing is read ahead. kept: tokens, or slots a head, that stay.
+    forgotten with the last of `tokens`, which is read once more then. policy: acts on the cache before all others, and
+    lets go of the slots of what is forgotten; None: nothing is read ahead. kept: tokens, or slots a head, that stay.
     """
 
     tokens: tuple[int, ...]
     kept: int
     ahead: tuple[int, ...] = ()
     policy: CachePolicy | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgramTraits:
+    """Facts of a program's class. drops_tokens: tokens of the prompt are not read, so that the others stand at other
+    positions. control: it is no published method but what programs are compared with.
+    """
+
+    drops_tokens: bool = True
+    control: bool = False
 
 
 class PromptProgram(ABC):
@@ -71,23 +81,19 @@ class PromptProgram(ABC):
     stage: ClassVar[str]
     card: ClassVar[Card]
 
-    control: ClassVar[bool] = False
-    """True where it is no published method but what programs are compared with."""
+    traits: ClassVar[ProgramTraits] = ProgramTraits()
 
     @property
     def models(self) -> tuple[str, ...]:
         """Names or paths of the models that draft."""
         return ()
 
-    @property
-    def drops_tokens(self) -> bool:
-        """Whether tokens of the prompt are not read, so that the others stand at other positions."""
-        return True
-
-    def check(self, model: ModelInfo, facts: ModelFacts, drafts: Drafts) -> None:
+    def check(  # noqa: B027  # most have nothing to check
+        self, model: ModelInfo, facts: ModelFacts, drafts: Drafts
+    ) -> None:
         """Raise RecipeError where the model, or one that drafts, lacks what the program needs."""
 
-    def check_prompt(self, prompt: int, drafts: Drafts) -> None:
+    def check_prompt(self, prompt: int, drafts: Drafts) -> None:  # noqa: B027
         """Raise PromptError where a prompt of so many tokens cannot be looked at, with what can."""
 
     @abstractmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -58,7 +59,7 @@ class PromptReading:
         """What tells the pages of the read tokens apart from those of a prompt that is read whole; "" where nothing has
         to: the tokens stand where they did.
         """
-        return repr(self.programs) if any(program.drops_tokens for program in self.programs) else ""
+        return repr(self.programs) if any(program.traits.drops_tokens for program in self.programs) else ""
 
     def nbytes(self, own_pass: Callable[[CachePolicy, int], int]) -> ReadingBytes:
         """What the programs take, one after the other. own_pass: (policy, tokens) → the most bytes of a pass of the
@@ -81,8 +82,8 @@ class PromptReading:
 
 def check_programs(programs: Sequence[PromptProgram]) -> None:
     """Raise RecipeError where the order of a recipe's programs cannot work."""
-    for program, following in zip(programs, programs[1:], strict=False):
-        if not program.drops_tokens:
+    for program, following in itertools.pairwise(programs):
+        if not program.traits.drops_tokens:
             raise RecipeError(
                 f"prompt technique '{program.name}' decides what the cache keeps, but '{following.name}' behind it "
                 f"changes which tokens are read: put '{program.name}' last, and use it once"
@@ -91,7 +92,7 @@ def check_programs(programs: Sequence[PromptProgram]) -> None:
 
 def check_policies(programs: Sequence[PromptProgram], policies: Sequence[CachePolicy]) -> None:
     """Raise RecipeError for a policy that watches the attention of a prompt whose slots a program has chosen."""
-    choosing = next((program for program in programs if not program.drops_tokens), None)
+    choosing = next((program for program in programs if not program.traits.drops_tokens), None)
     if choosing is None:
         return
     for policy in policies:

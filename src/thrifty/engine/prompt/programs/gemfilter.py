@@ -87,7 +87,7 @@ class Gemfilter(TokenProgram):
         refuse_recurrent(self.name, model)
         known = model.policy_layers
         if not known:
-            raise RecipeError("gemfilter: every layer of this model attends to a window; none can score the whole prompt")
+            raise RecipeError("gemfilter: every layer of this model attends to a window; none scores the whole prompt")
         layer = self.chosen_layer(model)
         if layer in known:
             return

@@ -19,6 +19,7 @@ from thrifty.card import Card
 from thrifty.engine.prompt.program import (
     Drafts,
     Forward,
+    ProgramTraits,
     PromptProgram,
     Read,
     Work,
@@ -88,6 +89,8 @@ class Speckv(PromptProgram):
     kernel: Annotated[int, Field(ge=1)] = 7
     lookahead: Annotated[int, Field(ge=1, le=4096)] = 64
 
+    traits = ProgramTraits(drops_tokens=False)
+
     def __post_init__(self) -> None:
         if self.kernel % 2 == 0:
             raise RecipeError(f"speckv: kernel = {self.kernel}; use an odd number")
@@ -101,11 +104,6 @@ class Speckv(PromptProgram):
     def models(self) -> tuple[str, ...]:
         """The draft model."""
         return (self.draft,)
-
-    @property
-    def drops_tokens(self) -> bool:
-        """All are read."""
-        return False
 
     def check(self, model: ModelInfo, facts: ModelFacts, drafts: Drafts) -> None:
         """Every layer of the model must keep all tokens, and the draft model must have the same ones."""
@@ -154,8 +152,8 @@ class Speckv(PromptProgram):
 
 @dataclass(frozen=True, kw_only=True)
 class Lookahead(CachePolicy):
-    """What keeps the slots, once a prompt and `ahead` tokens behind it were read. The last token of the prompt goes too:
-    it is read again, behind what stays."""
+    """What keeps the slots, once a prompt and `ahead` tokens behind it were read. The prompt's last token goes too: it
+    is read again, behind what stays."""
 
     name: ClassVar[str] = "speckv"
     traits: ClassVar[Traits] = Traits(exact=True)
