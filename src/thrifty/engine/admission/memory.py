@@ -67,8 +67,8 @@ class EngineMemory(Reopening):
             outside=weights + runner.workspace,
         )
         self.sessions = Sessions(self.cache, session_bytes)
-        native = None if isinstance(runner, NativeRunner) else False
-        self.drafts = DraftModels(self.cache.tiers, load_draft, native=native, batch=batch)
+        is_native = isinstance(runner, NativeRunner)
+        self.drafts = DraftModels(self.cache.tiers, load_draft, native=None if is_native else False, batch=batch)
         super().__init__(
             RequestSizes(self.cache, model.config.hidden_size, chunk),
             budget=self.ledger.budget,
@@ -125,7 +125,7 @@ class EngineMemory(Reopening):
 
     def publish(self, sequence: Running) -> None:
         """Offer the pages of a prompt that are computed so far to the prefix tree."""
-        self._publish(sequence, sequence.ticket.request.ids)
+        self._publish(sequence, sequence.tokens[: sequence.prompt_length])
 
     def publish_text(self, cache: SequenceCache, tokens: Sequence[int], salt: str) -> None:
         """Offer the pages of a text that no request reads to prompts under a salt that begin alike."""
@@ -186,8 +186,8 @@ class EngineMemory(Reopening):
         child.draft_bytes = drafts
 
     def park(self, sequence: Running) -> None:
-        """Let the sequence's segments move to the disk tier; its promise ends, and so does its drafter. Programs that
-        look at its prompt begin anew when it comes back."""
+        """Let the sequence's segments move to the disk tier; its promise ends, and so do its drafter and its programs,
+        which begin anew."""
         assert sequence.cache is not None
         if sequence.reading is not None:
             sequence.stop_prefill()
@@ -322,12 +322,10 @@ class EngineMemory(Reopening):
         session = sequence.session
         if session is not None and session.source.cache is not None:
             return self.sessions.resume(session, reservation)
-        if sequence.reading is not None:
-            return self.cache.create(
-                (), reservation=reservation, publishes=False
-            )  # its programs say what it begins with
         keys: Sequence[Hashable] = sequence.tokens if sequence.ticket.request.share_prefix else ()
-        if sequence.media is not None and keys:
+        if sequence.reading is not None:
+            keys = ()  # its programs say what it begins with
+        elif sequence.media is not None and keys:
             keys = sequence.media.keys(sequence.tokens)
         return self.cache.create(
             sequence.ticket.policies,

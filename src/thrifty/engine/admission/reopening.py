@@ -41,7 +41,7 @@ class Reopening(Charges):
         policies = own if read.policy is None else (read.policy, *own)
         sequence.covered = min(sequence.total, sequence.prompt_length + PAGE) + sequence.drafted_rows
         shares = sequence.ticket.request.share_prefix
-        known = (*read.tokens, *read.ahead) if shares else ()
+        known = read.tokens if shares else ()
         salt = salt_key(sequence, self._ropes_by_length)
         hidden = self._sizes.hidden(policies, len(read.tokens) + len(read.ahead))
         cache = self._reopen(sequence, policies, known, salt, hidden, shares)

@@ -33,7 +33,7 @@ CARD = Card(
 class RandomTokens(TokenProgram):
     """capacity: tokens of the prompt that are read, or keep: their share. Shorter prompts are read whole.
 
-    first, last: tokens that stay, counted in the budget: what a question at the end of a prompt is kept by is no choice.
+    first, last: tokens that stay, counted in the budget: what a question at the end is kept by is no choice of anyone.
     seed: another one is another choice.
     """
 
