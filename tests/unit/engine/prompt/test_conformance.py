@@ -1,4 +1,4 @@
-"""What every prompt program must do, found by its file: short prompts as they are, others alike alone and in a batch."""
+"""What every prompt program must do, found by its file: short prompts as they are, others alike in any batch."""
 
 from __future__ import annotations
 
