@@ -7,7 +7,7 @@ from typing import Any
 from thrifty.claims.harness.claim import Claim, Measurement
 from thrifty.claims.harness.context import Context
 from thrifty.claims.harness.parts import Bar, Part, exactly, kept, times
-from thrifty.claims.harness.prompting import Prompting, near_full, share
+from thrifty.claims.harness.prompting import Prompting, share
 from thrifty.claims.harness.reading import counted, prompt_length, unanswered
 from thrifty.claims.harness.statistics import Scores
 
@@ -31,7 +31,7 @@ class GemfilterClaim(Claim):
         "with an eighth of the prompt read, the first token comes at least 2.4 × as soon as with SnapKV, with at least "
         "95 % of the whole prompt's right answers (question last), more than with random tokens"
     )
-    minutes = 3.0
+    minutes = 2.0
     models = ("smollm2-135m", "qwen2.5-coder-0.5b")
 
     def measure(self, context: Context) -> Measurement:
@@ -48,7 +48,7 @@ class GemfilterClaim(Claim):
             if weak := unanswered(full):
                 return Measurement(Part(ANSWERS, bar=Bar(COMPARABLE), missing=weak), (headline,), setting=setting)
             ours = score([table])
-            tested = score.controlled(full, ours, capacity=table["capacity"], near_full=near_full(table))
+            tested = score.controlled(full, ours, table)
             return Measurement(
                 headline=headline,
                 parts=(*self._shown(score, full, length), _memory(score, timed)),

@@ -8,7 +8,7 @@ from thrifty.claims.harness.claim import Claim, Measurement
 from thrifty.claims.harness.context import Context
 from thrifty.claims.harness.controls import controlled
 from thrifty.claims.harness.parts import Bar, ahead, kept, times
-from thrifty.claims.harness.prompting import Prompting, draft_of, near_full, share
+from thrifty.claims.harness.prompting import Prompting, draft_of, share
 from thrifty.claims.harness.reading import counted, prompt_length, unanswered
 from thrifty.claims.harness.statistics import Scores
 from thrifty.evaluation.forcing import Tables
@@ -30,7 +30,7 @@ class SpeckvClaim(Claim):
         "with a sixteenth of the slots, at least 96 % of the full cache's right answers (question last), more than "
         "SnapKV's with as many"
     )
-    minutes = 3.0
+    minutes = 2.0
     models = ("smollm2-135m", "qwen2.5-coder-1.5b")
 
     def measure(self, context: Context) -> Measurement:
@@ -61,7 +61,7 @@ class SpeckvClaim(Claim):
                     times("time to the first token, of the full cache's", made["ours"], made["full"], None),
                 ),
                 gates=(ahead("ahead of SnapKV's, points", ours, rival), tested.gate),
-                controls=(*tested.controls, score.near_full(full, near_full(table))),
+                controls=(*tested.controls, *score.whole(full, table)),
                 counts=counted(ours),
                 setting=setting,
             )

@@ -1,7 +1,8 @@
 """Scores under prompt programs, beside those of whole prompts: with the question last, or first.
 
-Claims about them have the same controls as those about caches (see `controls`): random tokens must lose, next to the
-full budget must hold, the newest tokens alone are shown.
+Claims about them have the same controls as those about caches (see `controls`): random tokens must lose, the full
+budget must hold, the newest tokens alone are shown. With the full budget a program does not run; so what it loses where
+it leaves next to nothing out is shown, too.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 DRAFTS: Mapping[str, str] = {"qwen2.5-coder-1.5b": "qwen2.5-coder-0.5b"}
 NEAR_FULL = 0.98
-"""The share that stands for the full budget. With all of it a program would not run, and nothing would be tested."""
+"""The share of a prompt that is next to all of it."""
 
 
 @dataclass(frozen=True)
@@ -108,20 +109,25 @@ class Prompting:
         finally:
             engine.close()
 
-    def controlled(self, full: Scores, ours: Scores, *, capacity: int, near_full: Tables) -> Controlled:
-        """The controls with the question last. near_full: the program's tables with `NEAR_FULL` of the prompt."""
+    def controlled(self, full: Scores, ours: Scores, table: Mapping[str, Any]) -> Controlled:
+        """The controls with the question last. table: the program's."""
+        capacity = int(table["capacity"])
         random = self([{"technique": "random-tokens", "capacity": capacity, "last": min(WINDOW, capacity // 2)}])
         newest = self([{"technique": "random-tokens", "capacity": capacity, "first": 0, "last": capacity}])
         controls = (
             Control(f"random tokens, {capacity}", "lose", advantage(random, full)),
             Control(f"the newest {capacity} alone", "shown", advantage(newest, full)),
-            self.near_full(full, near_full),
+            *self.whole(full, table),
         )
         return Controlled(controls, ahead("ahead of random tokens", ours, random))
 
-    def near_full(self, full: Scores, tables: Tables) -> Control:
-        """The control that a program which keeps nearly everything loses nothing. tables: see `near_full`."""
-        return Control(f"{NEAR_FULL:.0%} of the prompt", "hold", advantage(self(tables), full))
+    def whole(self, full: Scores, table: Mapping[str, Any]) -> tuple[Control, Control]:
+        """The controls of the program's full budget, and of next to all of it."""
+        every, most = ([dict(table) | {"keep": kept}] for kept in (1.0, NEAR_FULL))
+        return (
+            Control("the full budget", "hold", advantage(self(every, insist=False), full)),
+            Control(f"{NEAR_FULL:.0%} of the prompt", "shown", advantage(self(most), full)),
+        )
 
     def __enter__(self) -> Prompting:
         return self
@@ -183,8 +189,3 @@ class _Under(Context):
 def share(length: int, part: int, least: int) -> int:
     """Tokens of a budget: one in `part` of a prompt, and `least` at least."""
     return max(least, math.floor(length / part))
-
-
-def near_full(table: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A program's tables with `NEAR_FULL` of the prompt."""
-    return [dict(table) | {"keep": NEAR_FULL}]
