@@ -66,7 +66,7 @@ def test_a_share_counts_for_the_prompt(packed: Model, make_engine: MakeEngine) -
 def test_the_layer_lies_at_the_papers_depth(layers: int, make_engine: MakeEngine) -> None:
     engine = make_engine(tiny_model(packed=True, layers=layers))
     program = registry.build("prompt", {"technique": "gemfilter"})
-    assert program.chosen_layer(engine.memory.cache.model) == {3: 1, 8: 3, 30: 12}[layers]
+    assert program.chosen_layer(engine.memory.cache.model) == {3: 1, 8: 4, 30: 18}[layers]
 
 
 def test_of_windowed_layers_none_is_chosen(windowed: Model, make_engine: MakeEngine) -> None:
