@@ -10,6 +10,7 @@ from tests.tiny import text_tokens, tiny_model
 from tests.unit.engine.conftest import MakeEngine
 
 from thrifty import registry
+from thrifty.api import open_engine
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.media import Embeddings
@@ -17,6 +18,7 @@ from thrifty.engine.prompt.program import PromptProgram
 from thrifty.engine.request import Event, Handle, Request
 from thrifty.errors import BudgetError, PromptError, RecipeError
 from thrifty.models.model import Model
+from thrifty.recipe import Recipe
 
 CAPACITY, LENGTH = 120, 420
 REQUIRED: dict[str, Any] = {"draft": "small"}
@@ -242,3 +244,19 @@ def test_a_request_cannot_make_the_engine_load_a_model(
 def test_an_unknown_program_says_the_nearest(make: Any) -> None:
     with pytest.raises(RecipeError, match="no technique 'gemfiltr' for stage 'prompt'. Did you mean 'gemfilter'"):
         make().submit(ask([{"technique": "gemfiltr"}]))
+
+
+def test_a_recipe_brings_it_to_an_engine_and_names_its_draft(
+    make_engine: MakeEngine, packed: Model, small: Model, programs: list[dict[str, Any]]
+) -> None:
+    recipe = Recipe.from_document({"prompt": programs})
+    assert recipe.drafts == (("small",) if "draft" in programs[0] else ())
+    assert recipe.label().startswith(programs[0]["technique"])
+
+    def make(model: Model, **options: Any) -> Engine:
+        return make_engine(model, **options | {"load_draft": lambda name, fits: small})
+
+    engine = open_engine(packed, recipe, make=make)
+    handle = engine.submit(ask(programs=None))  # type: ignore[arg-type]
+    handle.result()
+    assert handle.usage.kept_tokens == CAPACITY
