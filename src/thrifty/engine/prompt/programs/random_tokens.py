@@ -43,11 +43,15 @@ class RandomTokens(TokenProgram):
 
     traits = ProgramTraits(control=True)
 
+    @property
+    def forced(self) -> int:
+        """The first and the last."""
+        return self.first + self.last
+
     def run(self, prompt: Sequence[int], model: ModelInfo, forward: Forward, answer: int) -> Work[Read]:
         """By seed and number of tokens, so that a request has one choice alone and in a batch."""
         yield from ()
         scores = np.random.default_rng((self.seed, len(prompt))).random(len(prompt), dtype=np.float32)
-        last = min(self.last, self.rows(len(prompt)))
         scores[: self.first] = 1.0
-        scores[len(scores) - last :] = 2.0
+        scores[max(0, len(scores) - self.last) :] = 2.0
         return self.read(prompt, best(scores, self.rows(len(prompt))))

@@ -87,6 +87,11 @@ class Specpc(TokenProgram):
         """The draft model."""
         return (self.draft,)
 
+    @property
+    def forced(self) -> int:
+        """The window."""
+        return self.window
+
     def check(self, model: ModelInfo, facts: ModelFacts, drafts: Drafts) -> None:
         """The draft model must have the same tokens, and a layer whose attention counts."""
         check_vocabulary(self.name, facts, drafts)
