@@ -42,7 +42,8 @@ CARD = Card(
         (
             "layer: without one it lies at the depth of the paper's layer 19 of 32 (Phi 3.5 Mini; of LLaMA 3.1 8B it "
             "is 13 of 32, of Mistral Nemo 19 of 40), at the nearest that attends to everything. SmolLM2 135M names 5 "
-            "of 8 hidden numbers there and 2 at the depth of 13 of 32; which layer is best has to be measured"
+            "of 8 hidden numbers there and 2 at the depth of 13 of 32 (64 of 512 tokens read); which layer is best has "
+            "to be measured"
         ),
         "of equal scores the first stay (there in no order); keys as the cache holds them (bf16)",
         "the last query decides: a question at the beginning of the prompt is not what it asks",
