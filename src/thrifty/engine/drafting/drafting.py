@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from thrifty.decoding.sampling import Sampler
 from thrifty.decoding.services import ModelFacts, Services
@@ -13,12 +14,24 @@ from thrifty.engine.drafting.model import EngineDraftModel
 from thrifty.engine.drafting.shelf import KeptShelf
 
 
+class ReadingBytes(NamedTuple):
+    """The most bytes that prompt programs hold before a prompt is read: of the request's own cache, with the hidden
+    state that goes with it, and of models that draft, weights and workspace aside.
+    """
+
+    cache: int = 0
+    drafts: int = 0
+
+
+NOTHING = ReadingBytes()
+
+
 @dataclass(frozen=True)
 class Drafting:
     """A strategy, the facts of the model that it decodes, and the models that draft for it, by name.
 
     costs: of the model's own steps. shelf: what is kept from one answer to the next; salt: of the request, None where
-    it shares nothing.
+    it shares nothing. reading: what the request's prompt programs hold at most, before anything is decoded.
     """
 
     strategy: DecodingStrategy
@@ -27,6 +40,7 @@ class Drafting:
     costs: StepCosts = field(default_factory=StepCosts)
     shelf: KeptShelf | None = None
     salt: str | None = None
+    reading: ReadingBytes = NOTHING
 
     @property
     def rows(self) -> int:

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
+from thrifty.cache.model_info import ModelInfo
+from thrifty.cache.policy import CachePolicy
 from thrifty.cache.pool import Cache
 from thrifty.cache.sequence import SequenceCache
 from thrifty.decoding.scores import Scores
@@ -44,12 +46,18 @@ class EngineDraftModel:
         self._runner = runner
         self._facts = facts
         self._sequences = 0
+        self._hidden_size = model.config.hidden_size
         self._cache = Cache(model_info(model, CHUNK), prefix_tree=False)
 
     @property
     def facts(self) -> ModelFacts:
         """See DraftModel."""
         return self._facts
+
+    @property
+    def info(self) -> ModelInfo:
+        """The model as cache policies are told of it."""
+        return self._cache.model
 
     @property
     def held(self) -> int:
@@ -63,6 +71,14 @@ class EngineDraftModel:
         tokens = min(total + rows, self._facts.context)
         distributions = (4 * TAIL + 8 * rows) * self._facts.vocabulary_size
         return self._cache.footprint((), tokens, tokens).peak_bytes + distributions
+
+    def pass_bytes(self, policy: CachePolicy, prompt: int) -> int:
+        """The most bytes of a pass by layers over `prompt` tokens under a policy: its cache, and its hidden state."""
+        return self._cache.footprint((policy,), prompt, prompt).peak_bytes + 4 * prompt * self._hidden_size
+
+    def open_pass(self, policy: CachePolicy) -> tuple[Runner, SequenceCache]:
+        """What a pass by layers under a policy runs with. The caller frees the cache."""
+        return self._runner, self._cache.create((policy,))
 
     def open(self) -> EngineDraftSequence:
         """See DraftModel."""
