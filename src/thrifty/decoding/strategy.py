@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 
 from thrifty.decoding.draft import COMMITTED, NO_DRAFT, Accepted, Draft
 from thrifty.decoding.sampling import Choice, Sampler
+from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.decoding.scores import Scores, SequenceScores
 from thrifty.decoding.services import DraftModel, ModelFacts, Services
 
@@ -100,6 +101,10 @@ class DecodingStrategy:
 
     def check(self, facts: ModelFacts, models: Mapping[str, DraftModel]) -> None:
         """Raise RecipeError where the strategy cannot draft for a model of these facts with these models."""
+
+    def sampling(self, asked: SamplingParameters) -> SamplingParameters:
+        """How the tokens of a request are chosen that asks for this."""
+        return asked
 
     def open(self, services: Services) -> Drafter:
         """The drafter of one sequence that begins to decode."""

@@ -107,7 +107,7 @@ class Intake:
         for policy in policies:
             policy.check_prompt(self._memory.cache.model, len(request.prompt))
         maximum = self._maximum(request, policies, drafting, len(request.prompt))
-        sampler = self._sampler(request)
+        sampler = self._sampler(request, drafting.strategy.sampling(request.sampling))
         sampler.observe_prompt(request.token_ids)
         return Ticket(request, policies, drafting, maximum, sampler, self._extra(request, drafting.strategy))
 
@@ -136,6 +136,7 @@ class Intake:
         )
         policies, drafting = parent.ticket.policies, parent.ticket.drafting
         maximum = self._maximum(request, policies, drafting, parent.prompt_length)
+        sampling = drafting.strategy.sampling(sampling)
         own = None if sampling.grammar == parent.sampler.parameters.grammar else self._constraint(sampling)
         sampler = parent.sampler.fork(stream, sampling, request.forced or (), own)
         return Ticket(request, policies, drafting, maximum, sampler, parent.extra)
@@ -245,11 +246,12 @@ class Intake:
                     f"drafts=({name!r:.200},)"
                 )
 
-    def _sampler(self, request: Request) -> Sampler:
+    def _sampler(self, request: Request, sampling: SamplingParameters) -> Sampler:
+        """sampling: the request's, as its strategy has it."""
         if request.forced is not None:
-            return ForcedSampler(request.sampling, self.vocabulary_size, request.forced, absent=self._absent)
-        constraint = self._constraint(request.sampling)
-        return Sampler(request.sampling, self.vocabulary_size, absent=self._absent, constraint=constraint)
+            return ForcedSampler(sampling, self.vocabulary_size, request.forced, absent=self._absent)
+        constraint = self._constraint(sampling)
+        return Sampler(sampling, self.vocabulary_size, absent=self._absent, constraint=constraint)
 
     def _constraint(self, sampling: SamplingParameters) -> Constraint | None:
         if sampling.grammar is None:
