@@ -14,8 +14,8 @@ LARGEST_TOP_K = (1 << 31) - 1  # beyond every vocabulary
 
 
 def runs_natively(sampler: Sampler) -> bool:
-    """Whether native code can choose the sampler's next tokens: no log-probability is asked for, no grammar, and no noise
-    of an observed text."""
+    """Whether native code can choose the sampler's next tokens: no log-probability is asked for, no grammar, and no
+    noise of an observed text."""
     parameters = sampler.parameters
     if parameters.noise is not None and parameters.noise.observed:
         return False

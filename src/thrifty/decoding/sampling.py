@@ -174,8 +174,8 @@ class Sampler:
         return self._choice(token, self._possible(logits, 0))
 
     def observed(self, token: int, logits: Floats) -> Observed:
-        """A token that stands at this place of an observed text, for noise that explains it. Raises PromptError where it
-        could not be drawn here.
+        """A token that stands at this place of an observed text, for noise that explains it. Raises PromptError where
+        it could not be drawn here.
         """
         return observe(self._scores(self._possible(logits, 0), 0), self.parameters, token, self.position)
 

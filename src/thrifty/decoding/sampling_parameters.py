@@ -38,9 +38,9 @@ class SamplingParameters:
     ignore_eos: go on after the model's end-of-sequence ids. logprobs: None for none, or how many
     alternatives to report beside the chosen token's log-probability (0 to 20), in natural log of the
     model's own distribution (before penalties, temperature and the grammar).
-    noise: what a token above temperature 0 is drawn with. None: one number a token. "gumbel": a number for each place in
-    the answer and each token, the same in every request of this seed, whatever its prompt, model or recipe: where the
-    logits differ little, the answers do (see `engine.counterfactual`; a GumbelNoise may also hold an observed text).
+    noise: what a token above temperature 0 is drawn with. None: one number a token. "gumbel": a number for each place
+    in the answer and each token, the same in every request of this seed, whatever its prompt, model or recipe: where
+    the logits differ little, the answers do (see `engine.counterfactual`; a GumbelNoise may hold an observed text).
     grammar: what the whole answer must look like, None for anything. An answer that `max_tokens` or a stop string cuts
     is the beginning of such a text.
 

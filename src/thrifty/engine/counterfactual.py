@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 from thrifty.decoding.noise import GumbelNoise, Observed
 from thrifty.decoding.sampling import Sampler
-from thrifty.decoding.sampling_parameters import AtMost, SamplingParameters
+from thrifty.decoding.sampling_parameters import AtMost
 from thrifty.decoding.services import ModelFacts
 from thrifty.engine.answer import Event
 from thrifty.engine.request import Request

@@ -132,9 +132,9 @@ def test_the_posterior_is_that_of_rejection() -> None:
     for token in range(4):
         ours, theirs = np.sort(fast[:, token]), np.sort(slow[:, token])
         both = np.sort(np.concatenate([ours, theirs]))
-        distance = np.abs(
-            np.searchsorted(ours, both, "right") - np.searchsorted(theirs, both, "right")
-        ).max() / len(slow)
+        distance = np.abs(np.searchsorted(ours, both, "right") - np.searchsorted(theirs, both, "right")).max() / len(
+            slow
+        )
         assert distance < 1.95 * math.sqrt(2 / len(slow)), token  # Kolmogorov and Smirnov, 0.1 %
     intervened = row + np.array([0.0, -0.4, 0.3, 0.0], np.float32)
     rates = [
@@ -157,7 +157,9 @@ def test_the_posterior_gives_back_every_token_that_can_be_drawn(options: dict[st
 
 def test_a_token_that_could_not_be_drawn_is_refused() -> None:
     row = np.array([3.0, 1.0, -math.inf], np.float32)
-    with pytest.raises(PromptError, match="token 1 at position 6 .* cannot be drawn there with temperature 1.0, top_k 1"):
+    with pytest.raises(
+        PromptError, match="token 1 at position 6 .* cannot be drawn there with temperature 1.0, top_k 1"
+    ):
         observe(row, SamplingParameters(temperature=1.0, top_k=1), 1, 6)
     with pytest.raises(PromptError, match="token 2"):
         observe(row, SamplingParameters(temperature=1.0), 2, 0)

@@ -25,18 +25,24 @@ from thrifty.registry import technique
         "than answers with other noise; no claim of speed",
         limits=(
             "noise belongs to places: a token that is inserted or left out shifts the answer against it",
-            "the paper stores the generator's state of every place; here noise is a function of seed, sample, place and "
-            "token id, so that it needs no store and holds in any batch, chunk and draft",
-            "filters (top_k, top_p, min_p) mask tokens and leave the noise of the others as it is; penalties, biases "
-            "and grammars change the logits before",
+            (
+                "deviation: the paper stores the generator's state of every place; here noise is a function of seed,"
+                " sample, place and token id, so that it needs no store and holds in any batch, chunk and draft"
+            ),
+            "filters (top_k, top_p, min_p) mask tokens and leave the noise of the others as it is",
+            "penalties, biases and grammars change the logits before noise is added",
             "at temperature 0 noise has no part",
-            "an observed text takes a row of scores a token (4 bytes times the vocabulary), outside the ledger, and is "
-            "decoded in Python; every token must be one that the options let be drawn; noise of tokens that filters "
-            "left out stays fresh; the observed token leads by 1e-9 at least",
-            "the paper's automatic choice of a token to replace is not here: the caller says which",
-            "logarithms of NumPy and of the native library may differ in the last bit: two tokens within 1e-15 of each "
-            "other may come out otherwise",
-            "details of the hindsight sampler's published code: unconfirmed",
+            "an observed text takes 4 bytes times the vocabulary a token, outside the ledger, and decodes in Python",
+            (
+                "each token of an observed text must be one that the options let be drawn; noise of tokens that filters"
+                " left out there stays fresh; the observed token leads by at least 1e-9"
+            ),
+            "deviation: the paper also chooses the token to replace by itself; here the caller says which",
+            (
+                "logarithms of NumPy and of native code may differ in the last bit: tokens within 1e-15 of each other"
+                " may come out otherwise"
+            ),
+            "unconfirmed: the published code of the hindsight sampler was not read",
         ),
     ),
 )

@@ -1,6 +1,7 @@
 // Choosing a token from a row of logits, as thrifty/decoding/{sampling,drawing}.py do: they say what the numbers mean,
 // and adds them up in the same order.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 #include <utility>
 #include <vector>
