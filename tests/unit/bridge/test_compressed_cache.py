@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 from tests.checkpoint import write_checkpoint
+from tests.tiny import tiny_model
 
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request
 from thrifty.errors import ConfigError, PromptError, RecipeError
-from thrifty.models import load
+from thrifty.models.model import Model
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -21,6 +22,9 @@ from thrifty.bridge import compressed_cache  # noqa: E402
 from thrifty.bridge.past import Past  # noqa: E402
 
 PROMPT = [32 + (place * place * 31 + place * 17) % 95 for place in range(300)]
+DISTINCT = [place * 37 % 256 for place in range(250)]
+"""No token twice: in the first layer the keys of equal tokens have equal norms, which rounding alone would order."""
+
 POLICIES: list[dict[str, Any]] = [
     {"technique": "snapkv", "keep": 0.3},
     {"technique": "pyramidkv", "keep": 0.3},
@@ -29,6 +33,51 @@ POLICIES: list[dict[str, Any]] = [
     {"technique": "knorm", "keep": 0.4},
     {"technique": "kivi", "bits": 2},
 ]
+
+
+NAMES = {
+    "attention.query": "self_attn.q_proj",
+    "attention.key": "self_attn.k_proj",
+    "attention.value": "self_attn.v_proj",
+    "attention.output": "self_attn.o_proj",
+    "mlp.gate": "mlp.gate_proj",
+    "mlp.up": "mlp.up_proj",
+    "mlp.down": "mlp.down_proj",
+    "attention_norm": "input_layernorm",
+    "mlp_norm": "post_attention_layernorm",
+}
+
+
+def twin_of(ours: Model) -> Any:
+    """A Llama of transformers with the weights of a tiny model in fp32."""
+    config = ours.config
+    theirs = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=config.vocabulary_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=len(config.layers),
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            rms_norm_eps=config.norm_epsilon,
+            rope_theta=10000.0,
+            tie_word_embeddings=True,
+            eos_token_id=None,
+        )
+    )
+    tensors = {name: linear.dequantize() for name, linear in ours.linears.items()} | dict(ours.norms)
+    state = {"model.embed_tokens.weight": tensors.pop("embedding")}
+    for name, tensor in tensors.items():
+        if name.startswith("layers."):
+            layer, _, part = name.removeprefix("layers.").partition(".")
+            state[f"model.layers.{layer}.{NAMES[part]}.weight"] = tensor
+        else:
+            state["model.norm.weight"] = tensor
+    missing, unexpected = theirs.load_state_dict({k: torch.tensor(v) for k, v in state.items()}, strict=False)
+    assert missing in ([], ["lm_head.weight"]) and not unexpected
+    theirs.tie_weights()
+    return theirs.eval()
 
 
 @pytest.fixture(scope="module")
@@ -67,21 +116,22 @@ def test_the_full_cache_answers_as_transformers_does(model: Any) -> None:
 
 
 @pytest.mark.parametrize("table", POLICIES, ids=lambda table: table["technique"])
-def test_the_same_slots_stay_as_in_the_engine(model: Any, folder: Path, table: dict[str, Any]) -> None:
-    engine = Engine(load(folder), threads=1, native=False, prefix_tree=False)
+def test_the_same_slots_stay_as_in_the_engine(table: dict[str, Any]) -> None:
+    ours = tiny_model()
+    model, engine = twin_of(ours), Engine(ours, threads=1, native=False, prefix_tree=False)
     with engine.submit(
-        Request(prompt=PROMPT, sampling=SamplingParameters(max_tokens=40, ignore_eos=True), cache=[table])
+        Request(prompt=DISTINCT, sampling=SamplingParameters(max_tokens=40, ignore_eos=True), cache=[table])
     ) as handle:
         told = [next(iter(handle)).token]
         (sequence,) = engine._scheduler.sequences()
         theirs = slots(sequence.cache)
         with compressed_cache(model, recipe(table)) as cache, torch.no_grad():
-            model(ids(PROMPT), past_key_values=cache)
-            ours = slots(cache.sequences[0])
+            model(ids(DISTINCT), past_key_values=cache)
+            kept = slots(cache.sequences[0])
         told += list(handle.tokens())
-    assert ours == theirs
+    assert kept == theirs
     with compressed_cache(model, recipe(table)) as cache:
-        assert generated(model, ids(PROMPT), 40, past_key_values=cache) == [told]
+        assert generated(model, ids(DISTINCT), 40, past_key_values=cache) == [told]
     engine.close()
 
 
@@ -157,8 +207,8 @@ def test_a_pass_that_breaks_off_leaves_no_rows(model: Any) -> None:
         ({"weights": [{"technique": "rtn", "bits": 4}]}, "weights technique 'rtn' changes the weights"),
         ({"cache": [{"technique": "kvzip", "keep": 0.5}]}, "'kvzip' runs the model behind the prompt again"),
         ({"cache": [{"technique": "quest"}]}, "'quest' lets every row choose its pages"),
-        ({"cache": [{"technique": "h2o", "capacity": 80, "causal": True}]}, "acts on all layers at every 128 tokens"),
-        ({"cache": [{"technique": "snapkv", "capacity": "budget"}]}, "from a request's byte budget"),
+        ({"cache": [{"technique": "kivi", "bits": 2, "causal": True}]}, "acts on all layers at every 128 tokens"),
+        ({"cache": [{"technique": "streaming", "window": "budget"}]}, "'streaming' .* needs the engine"),
     ],
 )
 def test_what_needs_the_engine_is_refused_by_name(model: Any, document: dict[str, Any], message: str) -> None:
