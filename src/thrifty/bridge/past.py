@@ -21,7 +21,7 @@ ATTENTION_EXTRAS = ("s_aux", "position_bias", "head_mask")
 """What some attention functions take beside queries, keys and values, and the cache knows nothing of."""
 
 
-class Past(Cache):  # type: ignore[misc]
+class Past(Cache):
     """Holds the keys and values of a batch as a recipe says. Made by `compressed_cache`."""
 
     def __init__(self, model: Any, facts: ModelInfo, policies: Sequence[CachePolicy], memory: int | str | None) -> None:

@@ -22,7 +22,7 @@ from thrifty.bridge import compressed_cache  # noqa: E402
 from thrifty.bridge.past import Past  # noqa: E402
 
 PROMPT = [32 + (place * place * 31 + place * 17) % 95 for place in range(300)]
-DISTINCT = [place * 37 % 256 for place in range(250)]
+DISTINCT = [1 + place * 37 % 255 for place in range(250)]
 """No token twice: in the first layer the keys of equal tokens have equal norms, which rounding alone would order."""
 
 POLICIES: list[dict[str, Any]] = [
