@@ -73,7 +73,7 @@ class GumbelCounterfactualClaim(Claim):
             ),
             controls=(Control("other noise, no token replaced", "lose", advantage(fresh, unchanged)),),
             counts={"passages": len(passages), "tokens behind each": ANSWER - PLACE - 1},
-            setting=f"temperature {TEMPERATURE}, prompts of {PREFIX} tokens of prose, answers of {ANSWER}, place {PLACE} "
+            setting=f"temperature {TEMPERATURE}, {PREFIX} tokens of prose in front, answers of {ANSWER}, place {PLACE} "
             f"replaced by a draw from top_p 0.9 without the factual token; hindsight of {OBSERVED} tokens",
         )
 
@@ -84,11 +84,13 @@ def _passages(context: Context) -> list[Passage]:
     chosen = cuts(tokenizer, context.length, PREFIX, context.budget.answers, context.seed, OBSERVED)
     made = []
     for number, cut in enumerate(chosen):
-        seed, prompt = context.seed * 1000 + number, tuple(cut.prefix)
+        seed, prompt = context.seed * 1000 + number, tuple(cut.passage.prompt)
         factual = tuple(_answer(context, _request(prompt, seed, GUMBEL)))
         ban = {"top_p": 0.9, "logit_bias": {factual[PLACE]: -math.inf}}
         asked = replace(_request(prompt, 42 + number, GUMBEL, **ban), forced=factual[:PLACE], free=1)
-        made.append(Passage(prompt, seed, factual, _answer(context, asked)[PLACE], tuple(cut.scored)))
+        made.append(
+            Passage(prompt, seed, factual, _answer(context, asked)[PLACE], tuple(cut.passage.answer[:OBSERVED]))
+        )
     return made
 
 
