@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 from thrifty.decoding.draft import COMMITTED, NO_DRAFT, Accepted, Draft
 from thrifty.decoding.kept import Keeps
 from thrifty.decoding.sampling import Choice, Sampler
+from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.decoding.scores import Scores, SequenceScores
 from thrifty.decoding.services import DraftModel, ModelFacts, Services
 
@@ -107,6 +108,10 @@ class DecodingStrategy:
         as `Services.kept`, is counted, and goes where others need its memory.
         """
         return None
+
+    def sampling(self, asked: SamplingParameters) -> SamplingParameters:
+        """How the tokens of a request are chosen that asks for this."""
+        return asked
 
     def open(self, services: Services) -> Drafter:
         """The drafter of one sequence that begins to decode."""

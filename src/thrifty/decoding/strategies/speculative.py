@@ -179,6 +179,8 @@ class Line:
             usable = best < self.drafter.vocabulary_size and best not in self._sampler.absent.ids
             return best if usable else None
         here = self._sampler.following(self._tokens)
+        if here.parameters.noise is not None:  # both models' tokens by the same noise: most are alike
+            return here.choose(as_target(scores.logits(row), self.drafter.vocabulary_size)).token
         chances = here.probabilities(as_target(scores.logits(row), self.drafter.vocabulary_size))
         self._proposed.append(chances)
         return inverse(chances, here.number(DRAFT))

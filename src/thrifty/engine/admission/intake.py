@@ -118,7 +118,7 @@ class Intake:
         for policy in policies:
             policy.check_prompt(self._memory.cache.model, rows)
         maximum = self._maximum(request, policies, drafting, rows, rows)
-        sampler = self._sampler(request)
+        sampler = self._sampler(request, drafting.strategy.sampling(request.sampling))
         sampler.observe_prompt(request.token_ids)
         extra = self._extra(request, drafting.strategy)
         return Ticket(request, policies, drafting, maximum, sampler, extra, reading)
@@ -149,6 +149,7 @@ class Intake:
         policies = parent.ticket.policies
         drafting = dataclasses.replace(parent.ticket.drafting, reading=NOTHING)
         maximum = self._maximum(request, policies, drafting, parent.prompt_length, len(parent.tokens))
+        sampling = drafting.strategy.sampling(sampling)
         own = None if sampling.grammar == parent.sampler.parameters.grammar else self._constraint(sampling)
         sampler = parent.sampler.fork(stream, sampling, request.forced or (), own)
         return Ticket(request, policies, drafting, maximum, sampler, parent.extra)
@@ -283,11 +284,12 @@ class Intake:
                     f"drafts=({name!r:.200},)"
                 )
 
-    def _sampler(self, request: Request) -> Sampler:
+    def _sampler(self, request: Request, sampling: SamplingParameters) -> Sampler:
+        """sampling: the request's, as its strategy has it."""
         if request.forced is not None:
-            return ForcedSampler(request.sampling, self.vocabulary_size, request.forced, absent=self._absent)
-        constraint = self._constraint(request.sampling)
-        return Sampler(request.sampling, self.vocabulary_size, absent=self._absent, constraint=constraint)
+            return ForcedSampler(sampling, self.vocabulary_size, request.forced, absent=self._absent)
+        constraint = self._constraint(sampling)
+        return Sampler(sampling, self.vocabulary_size, absent=self._absent, constraint=constraint)
 
     def _constraint(self, sampling: SamplingParameters) -> Constraint | None:
         if sampling.grammar is None:
