@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from thrifty.arrays import Floats
-from thrifty.cache.composition import layer_major, page_selection, wanted
+from thrifty.cache.composition import layer_major, offloading, page_selection, wanted
 from thrifty.cache.model_info import ModelInfo
 from thrifty.cache.policy import CachePolicy
 from thrifty.cache.prompt_pages import PromptPages, StoredPrefix
@@ -60,8 +60,10 @@ class SequencePrompt(SequenceSlots):
         self.pages: PromptPages | None = None
         self._sealed: dict[int, int] = {}
         selection = page_selection(self.policies, model)
+        offloads = offloading(self.policies)
+        head_group = None if offloads is None else offloads.head_group
         super().__init__(
-            tiers, model, reservation, siblings, selection
+            tiers, model, reservation, siblings, selection, head_group
         )  # last: from here on it frees itself when it is dropped
 
     def view(self, layer: int) -> LayerView:
