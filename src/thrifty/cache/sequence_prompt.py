@@ -14,7 +14,7 @@ from thrifty.cache.prompt_pages import PromptPages, StoredPrefix
 from thrifty.cache.schedule import Schedule
 from thrifty.cache.slots.builder import release_all
 from thrifty.cache.slots.open_rows import Scratch
-from thrifty.cache.slots.sealing import drop_before, keep_window
+from thrifty.cache.slots.sealing import drop_before, keep_window, reopen
 from thrifty.cache.slots.sequence_slots import SequenceSlots
 from thrifty.cache.slots.span import Span
 from thrifty.cache.slots.states import RecurrentStates
@@ -62,6 +62,7 @@ class SequencePrompt(SequenceSlots):
         selection = page_selection(self.policies, model)
         offloads = offloading(self.policies)
         head_group = None if offloads is None else offloads.head_group
+        self._keeps_pages = [policy for policy in self.policies if policy.compresses] == [offloads]
         super().__init__(
             tiers, model, reservation, siblings, selection, head_group
         )  # last: from here on it frees itself when it is dropped
@@ -212,6 +213,8 @@ class SequencePrompt(SequenceSlots):
             raise PromptError(f"commit({n}): layers {missing[:8]} are not sealed with {n} rows")
         self._sealed = {}
         self.open_rows.pending = {}
+        if self._keeps_pages and not self.length - self.hit:
+            reopen(self.tail, self.spans, self.builder, self.length + n)
         self.length += n
         self.prompt = self.length
         self.collector.prefilling = False
