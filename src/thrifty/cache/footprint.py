@@ -71,15 +71,17 @@ def _offloaded(
     policies: Sequence[CachePolicy], last: CachePolicy, model: ModelInfo, prompt: int, total: int
 ) -> Footprint:
     """In memory: the pages since `last` acted, and buffers for groups of heads. While the prompt is compressed one
-    layer of it as it was, and once more as the policies before leave it; while they act later, a page of all layers.
+    layer of it as it was; what the policies before `last` make of a layer, or later of a page, is there beside it.
     """
+    alone = not any(policy.compresses or policy.watches_decode for policy in policies[:-1])
     held = _Held(policies, model, prompt, total)
     pages = [group_page_bytes(model, group) for group in model.layer_groups() if group.window is None]
     rest = state_bytes(model) + held.index + _statistics(policies, model, prompt, total) + _windows(model)
     steady = rest + sum(pages) * (-(-last.period // PAGE) + 1) + _buffers(policies, last, model, total)
-    layer = max(pages_bytes(own, model.format, prompt + PAGE, ragged=True) for own in _widths(model))
-    decoding = steady + 3 * sum(pages)
-    return Footprint(peak_bytes=max(steady + 3 * layer, decoding), steady_bytes=steady, decoding_bytes=decoding)
+    layer = max(pages_bytes(own, model.format, prompt + 2 * PAGE, ragged=not alone) for own in _widths(model))
+    decoding = steady + (1 if alone else 3) * sum(pages)
+    filling = steady + (1 if alone else 3) * layer
+    return Footprint(peak_bytes=max(filling, decoding), steady_bytes=steady, decoding_bytes=decoding)
 
 
 def _buffers(policies: Sequence[CachePolicy], last: CachePolicy, model: ModelInfo, total: int) -> int:

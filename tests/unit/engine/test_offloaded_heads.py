@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from tests.tiny import text_tokens
 
+from thrifty import registry
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request
-from thrifty.errors import StorageError
+from thrifty.errors import BudgetError, StorageError
 from thrifty.kernels import dispatch
 from thrifty.models.model import Model
 
@@ -58,10 +59,10 @@ def test_drafts_change_no_answer(packed: Model, make_engine: Any, strategy: dict
 
 def test_samples_of_one_request_share_what_lies_on_disk(packed: Model, make_engine: Any) -> None:
     engine, prompt = make_engine(packed, prefix_tree=False), text_tokens(300, 5)
-    sampling = SamplingParameters(max_tokens=100, ignore_eos=True, temperature=1.0, seed=3, n=3)
+    sampling = SamplingParameters(max_tokens=100, ignore_eos=True, temperature=1.0, seed=3)
     said = {}
     for name, cache in (("memory", []), ("disk", HEADINFER)):
-        result = engine.submit(Request(prompt=prompt, sampling=sampling, cache=cache)).result()
+        result = engine.submit(Request(prompt=prompt, sampling=sampling, cache=cache, samples=3)).result()
         said[name] = [sample.token_ids for sample in result.samples]
     assert said["disk"] == said["memory"] and engine.usage().disk == 0
 
@@ -94,11 +95,13 @@ def test_a_budget_that_the_full_cache_does_not_fit(packed: Model, make_engine: A
     prompt = text_tokens(900, 7)
     free = make_engine(packed, prefix_tree=False)
     expected = answer(free, prompt, [])
-    full = free.footprint([], 900, 1050).peak_bytes if hasattr(free, "footprint") else 0
-    ours = free.footprint(HEADINFER, 900, 1050).peak_bytes
+    policies = [registry.build("cache", table) for table in HEADINFER]
+    full, ours = (free.footprint(own, 900, 1050).peak_bytes for own in ([], policies))
     assert ours < full
     room = free.usage().bytes_of("weights") + free.probe().workspace + (ours + full) // 2
     small = make_engine(packed, prefix_tree=False, memory=room)
+    with pytest.raises(BudgetError):
+        answer(small, prompt, [])
     assert answer(small, prompt, HEADINFER) == expected
 
 
