@@ -17,8 +17,8 @@ class Traits:
     causal: it has an option of this name; with it what is held depends on the tokens before alone.
     whole_pages: evictions while decoding let go of whole pages only, so that they free quantised pages too.
     selects: rows that decode attend to some pages only, chosen anew by each row (`selection` says which).
-    offloads: what is stored goes to the disk tier when the other policies have acted; each step reads it back, one group
-        of KV heads (`head_group`) after the other.
+    offloads: what is stored goes to the disk tier when the other policies have acted; each step reads it back, one
+        group of KV heads (`head_group`) after the other.
     control: it is no published method but what techniques are compared with; searches do not offer it.
     """
 

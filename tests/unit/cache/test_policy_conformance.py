@@ -63,7 +63,12 @@ COMPOSED += [["pyramidkv", "kivi"], ["pyramidkv", "h2o"], ["pyramidkv", "ada-kv"
 COMPOSED += [["headkv", "kivi"], ["headkv-r2", "h2o"]]
 COMPOSED += [["kvmerger", "kivi"], ["snapkv", "kvmerger", "kivi"], ["kvmerger", "h2o"]]
 COMPOSED += [["kvzip", "kivi"], ["knorm", "kivi"], ["snapkv", "knorm"]]
-COMPOSED += [["kivi", "headinfer"], ["snapkv", "headinfer"], ["ada-kv", "kivi", "headinfer"], ["streaming", "headinfer"]]
+COMPOSED += [
+    ["kivi", "headinfer"],
+    ["snapkv", "headinfer"],
+    ["ada-kv", "kivi", "headinfer"],
+    ["streaming", "headinfer"],
+]
 COMPOSED += [["quest", "kivi"], ["ada-kv", "quest"], ["streaming", "quest"], ["kvzip", "quest"]]
 SHAPES = {
     "grouped": model_info(layers=2, heads=4, kv_heads=2),
