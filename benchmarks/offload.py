@@ -108,7 +108,11 @@ def limited(bound: int | None) -> Iterator[Callable[[], None] | None]:
     group.mkdir()
     try:
         (group / "memory.limit_in_bytes").write_text(str(bound))
-        yield lambda: (group / "cgroup.procs").write_text(str(os.getpid())) and None
+
+        def enter() -> None:
+            (group / "cgroup.procs").write_text(str(os.getpid()))
+
+        yield enter
     finally:
         for _ in range(100):  # its last process may still be on its way out
             try:
