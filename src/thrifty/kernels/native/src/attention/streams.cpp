@@ -17,7 +17,9 @@ bool Streams::wanted(const std::vector<View*>& views) {
 Streams::Streams(const std::vector<View*>& views, const std::vector<int>& layers) {
   if (!layers.empty()) stages_.resize((size_t)layers.back() + 1);
   for (int layer : layers) add_layer(views, layer);
-  reader_ = std::thread([this] { read_all(); });
+  size_t most = 0;
+  for (const Load& load : loads_) most = std::max(most, load.group->reads.size());
+  for (size_t i = 0; i < std::min(most, kReaders); i++) readers_.emplace_back([this] { read_all(); });
 }
 
 Streams::~Streams() {
@@ -26,7 +28,7 @@ Streams::~Streams() {
     over_ = true;
   }
   changed_.notify_all();
-  reader_.join();
+  for (std::thread& reader : readers_) reader.join();
 }
 
 void Streams::add_layer(const std::vector<View*>& views, int layer) {
@@ -52,11 +54,12 @@ void Streams::add_layer(const std::vector<View*>& views, int layer) {
 }
 
 int Streams::add(const View* view, const StreamGroup& group) {
-  Load load{view, &group};
-  for (int i = (int)loads_.size() - 1; i >= 0 && load.before < 0; i--)
+  const int number = (int)loads_.size();
+  Load& load = loads_.emplace_back(view, &group);
+  if (group.reads.empty()) load.state = State::kThere;
+  for (int i = number - 1; i >= 0 && load.before < 0; i--)
     if (loads_[(size_t)i].view == view && loads_[(size_t)i].group->buffer == group.buffer) load.before = i;
-  loads_.push_back(load);
-  return (int)loads_.size() - 1;
+  return number;
 }
 
 const std::vector<Streams::Stage>* Streams::stages(int layer) const {
@@ -95,32 +98,36 @@ void Streams::read_all() {
       changed_.wait(lock, [&] { return over_ || load.before < 0 || loads_[(size_t)load.before].released; });
       if (over_) return;
     }
-    const std::string problem = error_.empty() ? read(*load.view, *load.group) : error_;
-    {
-      std::lock_guard<std::mutex> lock(guard_);
-      load.state = problem.empty() ? State::kThere : State::kFailed;
-      error_ = problem;
-    }
-    changed_.notify_all();
+    const auto& reads = load.group->reads;
+    for (size_t i = load.next.fetch_add(1); i < reads.size(); i = load.next.fetch_add(1))
+      finish(load, read(*load.view, *load.group, reads[i]));
   }
 }
 
-std::string Streams::read(const View& view, const StreamGroup& group) {
-  for (const StreamRead& one : group.reads) {
-    int64_t done = 0;
-    while (done < one.least) {
-      const ssize_t count =
-          pread(group.descriptor, one.to + done, (size_t)(one.bytes - done), (off_t)(one.offset + done));
-      if (count < 0 && errno == EINTR) continue;
-      if (count < 0) return std::string("cannot read slots from the disk tier: ") + std::strerror(errno);
-      if (count == 0) return "cannot read slots from the disk tier: its file ends before them";
-      done += count;
-    }
-    view.count_read(done);
-#ifdef POSIX_FADV_DONTNEED
-    if (!group.direct) posix_fadvise(group.descriptor, (off_t)one.offset, (off_t)one.bytes, POSIX_FADV_DONTNEED);
-#endif
+void Streams::finish(Load& load, const std::string& problem) {
+  {
+    std::lock_guard<std::mutex> lock(guard_);
+    if (error_.empty()) error_ = problem;
+    if (++load.done < load.group->reads.size()) return;
+    load.state = error_.empty() ? State::kThere : State::kFailed;
   }
+  changed_.notify_all();
+}
+
+std::string Streams::read(const View& view, const StreamGroup& group, const StreamRead& one) {
+  int64_t done = 0;
+  while (done < one.least) {
+    const ssize_t count =
+        pread(group.descriptor, one.to + done, (size_t)(one.bytes - done), (off_t)(one.offset + done));
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) return std::string("cannot read slots from the disk tier: ") + std::strerror(errno);
+    if (count == 0) return "cannot read slots from the disk tier: its file ends before them";
+    done += count;
+  }
+  view.count_read(done);
+#ifdef POSIX_FADV_DONTNEED
+  if (!group.direct) posix_fadvise(group.descriptor, (off_t)one.offset, (off_t)one.bytes, POSIX_FADV_DONTNEED);
+#endif
   return "";
 }
 

@@ -1,6 +1,8 @@
 // Reads what a step attends to and what lies in files, head group by head group, ahead of the workers.
 #pragma once
+#include <atomic>
 #include <condition_variable>
+#include <deque>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -10,9 +12,10 @@
 
 namespace thrifty {
 
-// The groups of all sequences of a step, in the order of their use. A thread of its own reads them one after the other;
+// The groups of all sequences of a step, in the order of their use. Threads of their own read them one after the other;
 // a group waits until the one before it in its sequence and buffer was attended to. So a sequence holds no more than
-// its buffers, and the next group is read while this one is attended to.
+// its buffers, and the next group is read while this one is attended to. A group of many reads is shared by several
+// threads: a disk answers small reads faster when it has several at once.
 class Streams {
  public:
   // KV heads first..last-1 of a layer: attended to together.
@@ -34,24 +37,29 @@ class Streams {
  private:
   enum class State : uint8_t { kWanted, kThere, kFailed };
   struct Load {
+    Load(const View* view, const StreamGroup* group) : view(view), group(group) {}
     const View* view;
     const StreamGroup* group;
     int before = -1;  // the load whose buffer it takes
     State state = State::kWanted;
     bool released = false;
+    std::atomic<size_t> next{0};  // the first of its reads that nobody has begun
+    size_t done = 0;
   };
+  static constexpr size_t kReaders = 4;
   void add_layer(const std::vector<View*>& views, int layer);
   int add(const View* view, const StreamGroup& group);
   void read_all();
-  static std::string read(const View& view, const StreamGroup& group);  // what went wrong
+  void finish(Load& load, const std::string& problem);
+  static std::string read(const View& view, const StreamGroup& group, const StreamRead& one);  // what went wrong
 
   std::vector<std::vector<Stage>> stages_;  // by layer
-  std::vector<Load> loads_;
+  std::deque<Load> loads_;
   std::mutex guard_;
   std::condition_variable changed_;
   std::string error_;
   bool over_ = false;
-  std::thread reader_;
+  std::vector<std::thread> readers_;
 };
 
 }  // namespace thrifty
