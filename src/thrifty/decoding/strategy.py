@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from thrifty.decoding.draft import COMMITTED, NO_DRAFT, Accepted, Draft
+from thrifty.decoding.kept import Keeps
 from thrifty.decoding.sampling import Choice, Sampler
 from thrifty.decoding.scores import Scores, SequenceScores
 from thrifty.decoding.services import DraftModel, ModelFacts, Services
@@ -100,6 +101,12 @@ class DecodingStrategy:
 
     def check(self, facts: ModelFacts, models: Mapping[str, DraftModel]) -> None:
         """Raise RecipeError where the strategy cannot draft for a model of these facts with these models."""
+
+    def keeps(self, facts: ModelFacts) -> Keeps | None:
+        """What the engine is to keep from one answer to the next, for this strategy's requests of one salt: it comes
+        as `Services.kept`, is counted, and goes where others need its memory.
+        """
+        return None
 
     def open(self, services: Services) -> Drafter:
         """The drafter of one sequence that begins to decode."""

@@ -231,6 +231,12 @@ class SequenceSlots:
             if self.reservation is not None:
                 self.reservation.release()
 
+    def hand_over(self) -> Reservation | None:
+        """Free all but the reservation, which is the caller's from now on."""
+        reservation, self.reservation = self.reservation, None
+        self.free()
+        return reservation
+
     def _release_all(self) -> None:
         self.native_view.drop()
         self.open_rows.close()
