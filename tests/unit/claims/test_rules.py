@@ -428,6 +428,7 @@ WEIGHTS |= {"compactifai", "smoothquant-plus", "zeroquant"}
 OTHER_KINDS = {
     "any-precision",
     "ggd",
+    "headinfer",
     "iss",
     "lookahead-pain",
     "marlin",
@@ -437,7 +438,8 @@ OTHER_KINDS = {
     "speculative",
 }
 OTHER_KINDS |= {"xtc"}
-"""Claims judged by timings of products or strategies, on a mixture of experts or on trainings: MadeUp has none. The
+"""Claims judged by timings of products or strategies, by bits and bytes of a run, on a mixture of experts or on
+trainings: MadeUp has none. The
 headlines of XTC and NxMiFormer need a score that nobody has here: they are never testable.
 """
 BUDGETED = sorted(set(CASES) - WEIGHTS - {"quest", "minikv", "kivi", "fastgen", "streaming", "scbench", "h2o"})

@@ -350,5 +350,5 @@ def _missing(sequence: Running) -> int:
     """Bytes that a parked sequence needs before it can go on: what was promised, and what lies on disk."""
     cache = sequence.cache
     assert cache is not None and cache.reservation is not None
-    away = sum(segment.nbytes for segment in cache.segments() if segment.tier == "disk")
+    away = sum(segment.nbytes for segment in cache.away())
     return max(cache.reservation.outstanding, away)
