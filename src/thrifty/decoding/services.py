@@ -16,7 +16,8 @@ from thrifty.decoding.step_costs import StepCosts
 @dataclass(frozen=True)
 class ModelFacts:
     """What strategies ask of a model. layers: how many it has. absent: rows of its vocabulary that are no token.
-    context: in tokens.
+    context: in tokens. mask_id: the token that a masked-diffusion model fills in (it is among the absent ones); None: a
+    causal model.
     """
 
     layers: int
@@ -24,6 +25,7 @@ class ModelFacts:
     end_ids: frozenset[int]
     absent: Absent
     context: int
+    mask_id: int | None = None
 
     @property
     def tokens(self) -> int:

@@ -11,7 +11,7 @@ A strategy is the technique with its options, and never changes. What changes wi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from thrifty.decoding.draft import COMMITTED, NO_DRAFT, Accepted, Draft
 from thrifty.decoding.kept import Keeps
@@ -56,6 +56,9 @@ class Drafter:
         """
         return follow(continuation.sampler, draft, scores)
 
+    def go_on(self, unfinished: object) -> None:
+        """The step committed nothing: what `accept` gave as `Accepted.unfinished`."""
+
     def committed(self, tokens: Sequence[int]) -> None:
         """These tokens are committed: what was accepted, the last choice included. Told where `rows` is above 1."""
 
@@ -85,6 +88,9 @@ class DecodingStrategy:
     A step asks the strategy once for all its sequences, so that drafts can be computed together. The base asks each
     drafter. Where a call fails for several sequences it is made again for each alone: who then fails ends alone.
     """
+
+    fills_masks: ClassVar[bool] = False
+    """Whether it decodes masked-diffusion models, and no others."""
 
     @property
     def rows(self) -> int:

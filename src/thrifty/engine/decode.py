@@ -157,7 +157,9 @@ def _run(runner: Runner, parts: Sequence[_Part], outcomes: list[Outcome], note: 
         return
     for part, first, own in zip(parts, first_rows, accepted, strict=True):
         try:
-            outcomes.append(_settle(part, first, own, scores))
+            outcome = _settle(part, first, own, scores)
+            if outcome is not None:
+                outcomes.append(outcome)
         except BaseException as error:
             outcomes.append(Outcome(part.sequence, error=error))
 
@@ -193,11 +195,17 @@ def first_choices(sequences: Sequence[Running], scores: Scores, outcomes: list[O
             outcomes.append(Outcome(sequence, error=error))
 
 
-def _settle(part: _Part, first: int, accepted: Accepted | BaseException, scores: Scores) -> Outcome:
-    """Commit the rows that were accepted, forget the others. Policies may act here. Raises the sequence's own error."""
+def _settle(part: _Part, first: int, accepted: Accepted | BaseException, scores: Scores) -> Outcome | None:
+    """Commit the rows that were accepted, forget the others. Policies may act here. None where nothing is committed,
+    and the drafter goes on. Raises the sequence's own error.
+    """
     if isinstance(accepted, BaseException):
         raise accepted
     sequence, cache, request = part.sequence, part.rows.cache, part.sequence.ticket.request
+    if not accepted.choices and accepted.unfinished is not None and sequence.drafter is not None:
+        cache.discard()
+        sequence.drafter.go_on(accepted.unfinished)
+        return None
     single = len(accepted.choices) == 1 and not accepted.path and not part.draft.tokens
     if single and not (sequence.drafted_rows or request.logits or request.taps):  # as in most steps
         _commit_rows(sequence, part.rows.tokens)

@@ -19,12 +19,15 @@ from thrifty.decoding.sampling import ForcedSampler, Sampler, check_tokens
 from thrifty.decoding.sampling_parameters import AtMost, SamplingParameters
 from thrifty.decoding.services import ModelFacts
 from thrifty.decoding.strategies.autoregressive import Autoregressive
+from thrifty.decoding.strategies.dimple import Dimple
 from thrifty.decoding.strategy import DecodingStrategy
 from thrifty.engine.admission import bounding
+from thrifty.engine.admission.masked_checks import check_kind, check_masked
 from thrifty.engine.admission.media_checks import check_drafts, check_media, room_behind
 from thrifty.engine.admission.program_intake import ProgramIntake
 from thrifty.engine.drafting.drafting import NOTHING, Drafting
 from thrifty.engine.drafting.models import facts_of
+from thrifty.engine.media import seen_whole
 from thrifty.engine.prompt.reading import PromptReading, check_policies
 from thrifty.engine.request import Request
 from thrifty.engine.row_extra import RowExtra
@@ -107,6 +110,9 @@ class Intake:
             )
         if request.forced is not None and request.samples > 1:
             raise PromptError("forced answers are all the same; use samples = 1")
+        if self._config.mask_id is not None:
+            check_masked(request)
+            request = dataclasses.replace(request, media=seen_whole(request.token_ids))
         salt = request.salt if request.share_prefix else None
         drafting = self._drafting(request.decoding, accepted, salt)
         reading, drafting = self._programs.reading(request, drafting, lambda names: self._draft_models(names, accepted))
@@ -114,7 +120,8 @@ class Intake:
         policies = self._fitted(request, drafting, reading, rows)
         if request.media is not None:
             check_media(request.media, self._config, policies, self._chunk)
-            check_drafts(drafting.strategy)
+            if request.media.pieces:
+                check_drafts(drafting.strategy)
         for policy in policies:
             policy.check_prompt(self._memory.cache.model, rows)
         maximum = self._maximum(request, policies, drafting, rows, rows)
@@ -245,8 +252,9 @@ class Intake:
             names = " and ".join(str(table.get("technique")) for table in chosen)
             raise RecipeError(f"a request decodes with one strategy; the recipe has {names}: keep one")
         if not chosen:
-            return Autoregressive()
+            return Autoregressive() if self._config.mask_id is None else Dimple()
         strategy: DecodingStrategy = registry.build("decoding", chosen[0])
+        check_kind(str(chosen[0]["technique"]), strategy.fills_masks, self._config)
         return strategy
 
     def _drafting(

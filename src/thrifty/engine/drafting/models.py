@@ -91,6 +91,11 @@ class DraftModels:
                 f"the draft model {name!r} has recurrent layers, which cannot go back to some of a draft's rows: draft "
                 "with a model that attends in all its layers"
             )
+        if model.config.mask_id is not None:
+            raise RecipeError(
+                f"the draft model {name!r} fills in masks and predicts no next token from those before: draft with a "
+                "causal model"
+            )
         weights = 0 if own is not None else model.nbytes - (0 if self._native is False else model.read_from_file)
         require_room(weights)  # a loader that had nothing to convert has not asked
         with ExitStack() as undo:
@@ -141,10 +146,12 @@ def facts_of(model: Model) -> ModelFacts:
     """What strategies may know of a model. Reads its tokenizer."""
     config, tokenizer = model.config, model.tokenizer
     size = config.vocabulary_size
+    absent = set(() if tokenizer is None else tokenizer.absent_ids(size))
     return ModelFacts(
         layers=len(config.layers),
         vocabulary_size=size,
         end_ids=frozenset(tokenizer.eos_ids if tokenizer else config.eos_ids),
-        absent=Absent(() if tokenizer is None else tokenizer.absent_ids(size)),
+        absent=Absent(absent | ({config.mask_id} if config.mask_id is not None else set())),
         context=config.context_length,
+        mask_id=config.mask_id,
     )
