@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from thrifty.cache.pool import Cache
 from thrifty.engine.admission.charges import GRAMMARS
+from thrifty.engine.admission.owed import missing, taken_over
 from thrifty.engine.admission.prefix_keys import adapter_key, plain_salt_key, salt_key
 from thrifty.engine.admission.reopening import Reopening
 from thrifty.engine.admission.request_sizes import RequestSizes
@@ -209,8 +210,8 @@ class EngineMemory(Reopening):
         growth = max(0, self._need_of(sequence, tokens) - cache.reservation.nbytes) if decoding else 0
         drafts = sequence.samples * sequence.ticket.drafting.nbytes(sequence.total) + sequence.drafting.reading.drafts
         extra = growth + drafts + beside * self._sizes.page_bytes
-        self.cache.tiers.make_room(_missing(sequence) + extra)
-        self.ledger.reserve(f"request {sequence.answer.identity}", _missing(sequence) + extra).release()
+        self.cache.tiers.make_room(missing(sequence) + extra)
+        self.ledger.reserve(f"request {sequence.answer.identity}", missing(sequence) + extra).release()
         cache.resume()
         try:
             if decoding:
@@ -298,7 +299,7 @@ class EngineMemory(Reopening):
         shared = self._sizes.shared(policies, prompt, sequence.shared, sequence.cache.length)
         need = self._sizes.decoding(policies, prompt, tokens, shared)
         lent = sequence.session is not None and sequence.session.lent
-        return max(0, need - _taken_over(sequence.cache)) if lent else need
+        return max(0, need - taken_over(sequence.cache)) if lent else need
 
     def _resize(self, sequence: Running, tokens: int) -> None:
         cache = sequence.cache
@@ -339,16 +340,3 @@ class EngineMemory(Reopening):
             reservation=reservation,
             publishes=sequence.ticket.request.share_prefix,
         )
-
-
-def _taken_over(cache: SequenceCache) -> int:
-    """Bytes of a cache that it took over from a session, outside its own promise."""
-    return sum(segment.nbytes for segment in cache.segments() if segment.reservation is not cache.reservation)
-
-
-def _missing(sequence: Running) -> int:
-    """Bytes that a parked sequence needs before it can go on: what was promised, and what lies on disk."""
-    cache = sequence.cache
-    assert cache is not None and cache.reservation is not None
-    away = sum(segment.nbytes for segment in cache.away())
-    return max(cache.reservation.outstanding, away)
