@@ -35,7 +35,7 @@ class LookaheadPainClaim(Claim):
     source = "arXiv:2312.12728, tables; README and code of the authors' repository, which were read"
     rule = "word problems (GSM-symbolic), the trie warmed with answers to others, decode at least 2.69 × as fast"
     models = ("smollm2-135m", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b")
-    minutes = 4.0
+    minutes = 1.0
 
     def measure(self, context: Context) -> Measurement:
         rounds = max(2, context.budget.rounds)

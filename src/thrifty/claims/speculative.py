@@ -33,7 +33,7 @@ class SpeculativeClaim(Claim):
     source = "arXiv:2211.17192 abstract and table 2; arXiv:2302.01318 abstract"
     rule = "decodes at least 2 × as fast with the drafts of a smaller model, greedy, batch 1"
     models = ("qwen2.5-coder-1.5b", "smollm2-135m")
-    minutes = 8.0
+    minutes = 5.0
 
     def measure(self, context: Context) -> Measurement:
         layers = len(context.model.config.layers)

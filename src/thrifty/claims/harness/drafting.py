@@ -45,7 +45,7 @@ class Answer:
 
 
 def answer(engine: Engine, prompt: Sequence[int], decoding: Decoding, tokens: int, salt: str = "") -> Answer:
-    """Decode an answer alone, greedily, as `Handle.result` does. salt: what is kept of it drafts for others of it alone.
+    """Decode an answer alone, greedily, as `Handle.result` does. salt: of those that share what is kept of answers.
     Raises what the engine raises.
     """
     parameters = SamplingParameters(max_tokens=tokens, ignore_eos=True)
@@ -77,7 +77,7 @@ def _rows_noted(engine: Engine) -> Iterator[list[int]]:
 
 
 class Sides:
-    """Strategies that answer the same prompts, `PER_ROUND` of them a round. No prompt comes twice, and each side has its
+    """Strategies that answer the same prompts, `PER_ROUND` of them a round. No prompt comes twice, and a side has its
     name as salt, so that nothing that is kept of a judged answer drafts it.
     """
 
