@@ -36,8 +36,8 @@ from thrifty.evaluation.text import held_out
 from thrifty.models.loading import load
 from thrifty.models.model import Model
 
-ORDERS = {"last": ("recall", {"mode": "aware"}), "first": ("recall-asked-first", {})}
-"""Where the question stands, and the task that asks so."""
+ORDERS = ("last", "first")
+"""Where the question stands."""
 SEED = 0
 MEGABYTE = 1e6
 Tables = list[dict[str, Any]]
@@ -167,8 +167,8 @@ def recall(
 ) -> dict[str, tuple[float, float, float]]:
     """The share of numbers that are named, with its interval, by the question's place."""
     found = {}
-    for order, (name, options) in ORDERS.items():
-        task = tasks.load(name, length=arguments.asked or arguments.length, **options)
+    for order in ORDERS:
+        task = tasks.load("recall-asked", length=arguments.asked or arguments.length, place=order)
         items = task.items(model.require_tokenizer(), arguments.items, SEED)
         programmed: Any = ProgrammedEngine(engine, way.programs)
         scores = tuple(task.run(programmed, item, way.cache or None).score for item in items)

@@ -156,9 +156,12 @@ class Prompting:
         under.__dict__["engine"] = cast("Engine", programmed)  # closed here, not there
         names = " → ".join(str(table["technique"]) for table in [*programs, *cache]) or "the whole prompt"
         context.say(f"answers, {'question first' if first else 'question last'}, {names}")
-        task = "recall-asked-first" if first else "recall"
-        items = context.budget.items
-        scores = under.task(task, cache, items=items, length=self.length, mode="aware", insist=bool(cache) and insist)
+        options: dict[str, Any] = {
+            "items": context.budget.items,
+            "length": self.length,
+            "insist": bool(cache) and insist,
+        }
+        scores = under.task("recall-asked", cache, place="first" if first else "last", **options)
         if programs and insist and all(used.kept_tokens == used.prompt_tokens for used in programmed.used):
             raise MeasurementError(nothing_compressed(self.length, programs))
         return scores
