@@ -88,7 +88,8 @@ def open_engine(
     make: Callable[..., Engine] = Engine,
     **options: Any,
 ) -> Engine:
-    """An engine over `open_model`, with the recipe's cache and decoding techniques for requests that bring none.
+    """An engine over `open_model`, with the recipe's techniques of prompt, cache and decoding for requests that bring
+    none.
 
     fits: told the bytes of the weights before any is converted, and those of the loaded ones before the engine is made,
     to make room for them or to refuse; what it raises is raised. make: builds the engine, from a Model and the options
@@ -121,6 +122,7 @@ def open_engine(
         native=checked.native,
         cache=chosen.cache,
         decoding=chosen.decoding,
+        programs=chosen.prompt,
         **options,
     )
 
