@@ -82,16 +82,17 @@ def _passages(context: Context) -> list[Passage]:
     """As many as the budget has answers, with their factual answers."""
     tokenizer = context.model.require_tokenizer()
     chosen = cuts(tokenizer, context.length, PREFIX, context.budget.answers, context.seed, OBSERVED)
-    made = []
-    for number, cut in enumerate(chosen):
-        seed, prompt = context.seed * 1000 + number, tuple(cut.passage.prompt)
-        factual = tuple(_answer(context, _request(prompt, seed, GUMBEL)))
-        ban = {"top_p": 0.9, "logit_bias": {factual[PLACE]: -math.inf}}
-        asked = replace(_request(prompt, 42 + number, GUMBEL, **ban), forced=factual[:PLACE], free=1)
-        made.append(
-            Passage(prompt, seed, factual, _answer(context, asked)[PLACE], tuple(cut.passage.answer[:OBSERVED]))
-        )
-    return made
+    prompts = [tuple(cut.passage.prompt) for cut in chosen]
+    seeds = [context.seed * 1000 + number for number in range(len(chosen))]
+    asked = [_request(prompt, seed, GUMBEL) for prompt, seed in zip(prompts, seeds, strict=True)]
+    factual = _answers(context, asked)
+    others = []
+    for number, (prompt, answer) in enumerate(zip(prompts, factual, strict=True)):
+        ban = {"top_p": 0.9, "logit_bias": {answer[PLACE]: -math.inf}}
+        others.append(replace(_request(prompt, 42 + number, GUMBEL, **ban), forced=answer[:PLACE], free=1))
+    tokens = [answer[PLACE] for answer in _answers(context, others)]
+    following = [tuple(cut.passage.answer[:OBSERVED]) for cut in chosen]
+    return [Passage(*parts) for parts in zip(prompts, seeds, map(tuple, factual), tokens, following, strict=True)]
 
 
 def _request(prompt: Sequence[int], seed: int, noise: str | GumbelNoise | None, **options: Any) -> Request:
@@ -101,8 +102,10 @@ def _request(prompt: Sequence[int], seed: int, noise: str | GumbelNoise | None, 
     return Request(prompt=prompt, sampling=sampling)
 
 
-def _answer(context: Context, request: Request) -> list[int]:
-    return context.engine.submit(request).result().token_ids
+def _answers(context: Context, requests: Sequence[Request]) -> list[list[int]]:
+    """Of all of them, in one batch as far as the engine takes them together."""
+    handles = [context.engine.submit(request) for request in requests]
+    return [handle.result().token_ids for handle in handles]
 
 
 def _similar(
@@ -116,16 +119,16 @@ def _similar(
     """Similarity to the factual answers behind the replaced place. shift: 0 is the factual noise; change: whether a
     token is replaced, or the factual one stays. noise None: plain sampling, whose factual answer is its own.
     """
-    values = []
-    for passage in passages:
-        seed = passage.seed + 500_009 * shift
-        factual: Sequence[int] = passage.factual
-        if noise is None:
-            factual = _answer(context, _request(passage.prompt, passage.seed, None))
-        token = passage.token if change else factual[PLACE]
-        asked = replaced(_request(passage.prompt, seed, noise), factual, PLACE, token)
-        told = _answer(context, replace(asked, cache=cache or None))
-        values.append(similarity(factual[PLACE + 1 :], told[PLACE + 1 :]))
+    factual: list[Sequence[int]] = [passage.factual for passage in passages]
+    if noise is None:
+        factual = [*_answers(context, [_request(passage.prompt, passage.seed, None) for passage in passages])]
+    asked = []
+    for passage, answer in zip(passages, factual, strict=True):
+        request = _request(passage.prompt, passage.seed + 500_009 * shift, noise)
+        token = passage.token if change else answer[PLACE]
+        asked.append(replace(replaced(request, answer, PLACE, token), cache=cache or None))
+    told = _answers(context, asked)
+    values = [similarity(a[PLACE + 1 :], b[PLACE + 1 :]) for a, b in zip(factual, told, strict=True)]
     return Scores(values, [str(number) for number in range(len(values))])
 
 
@@ -142,23 +145,21 @@ def similarity(left: Sequence[int], right: Sequence[int]) -> float:
 def _replayed(context: Context, passages: Sequence[Passage]) -> float:
     """The share of answers that come again when all run together, with drafts and without in turn."""
     drafts = [{"technique": "prompt-lookup"}]
-    handles = [
-        context.engine.submit(
-            replace(_request(passage.prompt, passage.seed, GUMBEL), decoding=drafts if number % 2 else None)
-        )
-        for number, passage in enumerate(passages)
-    ]
-    told = [tuple(handle.result().token_ids) for handle in handles]
-    return sum(own == passage.factual for own, passage in zip(told, passages, strict=True)) / len(passages)
+    asked = [_request(passage.prompt, passage.seed, GUMBEL) for passage in passages]
+    mixed = [replace(own, decoding=drafts if number % 2 else None) for number, own in enumerate(asked)]
+    told = _answers(context, mixed)
+    same = [tuple(own) == passage.factual for own, passage in zip(told, passages, strict=True)]
+    return sum(same) / len(passages)
 
 
 def _given_back(context: Context, passages: Sequence[Passage]) -> float:
     """The share of prose tokens that come again by the noise that explains them."""
-    facts, same = facts_of(context.model), 0
+    facts, asked = facts_of(context.model), []
     for passage in passages:
         observed = observation(_request(passage.prompt, passage.seed, GUMBEL), passage.following, facts)
         with context.engine.submit(observed) as handle:
             noise = hindsight(observed, handle, facts)
-        told = _answer(context, _request(passage.prompt, passage.seed, noise))
-        same += sum(a == b for a, b in zip(told, passage.following, strict=False))
+        asked.append(_request(passage.prompt, passage.seed, noise))
+    both = zip(_answers(context, asked), passages, strict=True)
+    same = sum(a == b for told, own in both for a, b in zip(told, own.following, strict=False))
     return same / (OBSERVED * len(passages))
