@@ -116,6 +116,19 @@ def test_forks_and_parked_sequences_leave_their_slots_on_disk() -> None:
 
 
 @native
+def test_counted_from_the_bottom_its_buffers_are_its_own() -> None:
+    cache = Cache(MODEL, disk=True)
+    there, away = begun(cache, [], prompt(300)), begun(cache, build("headinfer"), prompt(300))
+    step(there, 1), step(away, 1)
+    before, disk = cache.ledger.current, cache.tiers.disk
+    assert disk is not None
+    on_disk = disk.used
+    cache.recount()
+    assert cache.ledger.current == before == cache.tiers.arena.used and disk.used == on_disk
+    assert np.array_equal(step(away, 2), step(there, 2))
+
+
+@native
 def test_going_back_and_on_again() -> None:
     cache = Cache(MODEL, disk=True)
     there, away = begun(cache, [], prompt(300)), begun(cache, build("headinfer"), prompt(300))
