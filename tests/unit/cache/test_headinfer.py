@@ -76,7 +76,7 @@ def test_rows_have_the_bits_of_the_cache_in_memory(before: list[str], heads: int
 
 @native
 def test_memory_holds_two_groups_and_the_open_pages_and_each_step_reads_the_rest() -> None:
-    """α = 1 / (layers · heads) of the cache twice (the paper's ping-pong buffers), beside the page that is being filled."""
+    """α = 1 / (layers · heads) of the cache twice (the paper's ping-pong buffers), beside the page that is filled."""
     cache, n = Cache(MODEL, disk=True), 64 * 20
     sequence = begun(cache, build("headinfer"), prompt(n))
     step(sequence, 1)

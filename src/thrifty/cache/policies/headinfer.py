@@ -61,8 +61,10 @@ CARD = Card(
 @technique(stage="cache", card=CARD)
 @dataclass(frozen=True, kw_only=True)
 class Headinfer(CachePolicy):
-    """heads: KV heads of a group, which are read together (adaptive head grouping: more heads are larger reads and larger buffers; a
-    number beyond the model's means whole layers). Output is that of the same recipe without it, to the bit.
+    """heads: KV heads of a group, which are read together (adaptive head grouping: more heads are larger reads and
+    larger buffers; a number beyond the model's means whole layers).
+
+    Output is that of the same recipe without it, to the bit.
     """
 
     heads: int = 1
