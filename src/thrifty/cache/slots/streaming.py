@@ -1,8 +1,8 @@
 """What of a sequence lies on disk and is read at every step: head group by head group, into a few buffers.
 
-HeadInfer (arXiv:2502.12574, §3) keeps one buffer for the head group that is attended to and one for the next, which
-is read meanwhile. A buffer holds a group of any layer; native code (`attention/streams.hpp`) reads into it. So what a
-sequence holds in memory is that of its longest group, as often as there are buffers.
+HeadInfer (arXiv:2502.12574, head-wise offloading) keeps one buffer for the head group that is attended to and one for
+the next, which is read meanwhile. A buffer holds a group of any layer; native code (`attention/streams.hpp`) reads
+into it. So what a sequence holds in memory is that of its longest group, as often as there are buffers.
 """
 
 from __future__ import annotations
