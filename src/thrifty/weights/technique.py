@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from thrifty.arrays import Floats
 from thrifty.card import Card
 from thrifty.errors import KernelError, RecipeError, nearest
 from thrifty.formats.linear import PackedLinear
@@ -270,18 +271,36 @@ def _in_order(reports: dict[str, TensorReport], before: Sequence[TensorReport]) 
     return [reports[name] for name in dict.fromkeys([*first, *reports])]
 
 
-def _report(before: LinearInfo, after: PackedLinear) -> TensorReport:
-    """Both errors are against the layer that the technique was given, measured some rows at a time."""
+def relative_error(
+    before: PackedLinear, after: PackedLinear, rows: Floats | None = None, columns: Floats | None = None
+) -> float:
+    """Relative root-mean-square difference from diag(rows)·before·diag(columns), fp32 [out] and [in], 1 where None."""
+    return _apart(before, after, rows, columns)[0]
+
+
+def _apart(
+    before: PackedLinear, after: PackedLinear, rows: Floats | None = None, columns: Floats | None = None
+) -> tuple[float, float]:
+    """(relative root-mean-square, largest) difference, measured some rows at a time."""
     difference = power = largest = 0.0
-    rows = max(16, COMPARED // after.in_features // 16 * 16)
-    for start in range(0, after.out_features, rows):
-        stop = min(start + rows, after.out_features)
-        reference = before.linear.tile(start, stop).astype(np.float64)
+    step = max(16, COMPARED // after.in_features // 16 * 16)
+    for start in range(0, after.out_features, step):
+        stop = min(start + step, after.out_features)
+        reference = before.tile(start, stop).astype(np.float64)
+        if rows is not None:
+            reference *= rows[start:stop, None]
+        if columns is not None:
+            reference *= columns
         errors = np.abs(after.tile(start, stop) - reference)
         difference += float(np.square(errors).sum())
         power += float(np.square(reference).sum())
         largest = max(largest, float(errors.max()))
-    relative = (difference / power) ** 0.5 if power else difference**0.5
+    return ((difference / power) ** 0.5 if power else difference**0.5), largest
+
+
+def _report(before: LinearInfo, after: PackedLinear) -> TensorReport:
+    """Both errors are against the layer that the technique was given."""
+    relative, largest = _apart(before.linear, after)
     return TensorReport(
         name=before.name,
         format=after.label,

@@ -203,3 +203,13 @@ def test_eval_tells_a_recipe_on_top_of_a_compressed_folder(
     assert found.code == 0, found.message
     shown = " ".join(found.out.split())
     assert "bits per weight, then kivi(bits=2)" in shown and "uncompressed" not in shown
+
+
+def test_a_chain_says_both_errors(thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "chain.toml"
+    path.write_text('[[weights]]\ntechnique = "rtn"\nbits = 2\n[[weights]]\ntechnique = "rtn"\nbits = 8\n')
+    found = thrifty("compress", checkpoint, "--recipe", path, "-o", tmp_path / "chain")
+    totals = json.loads((tmp_path / "chain" / "report.json").read_text())["totals"]
+    last, original = totals["layers_error"], totals["layers_error_from_original"]
+    shown = " ".join(found.out.split())
+    assert f"error {last:.4f} by the last technique, {original:.4f} from the weights given" in shown

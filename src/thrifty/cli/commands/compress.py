@@ -187,10 +187,20 @@ def _show(out: Path, report: Mapping[str, Any], has_more: bool) -> None:
     totals, run = report["totals"], report["run"]
     output.say(
         f"{out}: {output.megabytes(totals['bytes'])}, {totals['bits_per_weight']:.3f} bits per weight "
-        f"({totals['layers_bits_per_weight']:.3f} in the layers, error {totals['layers_error']:.4f}), in "
+        f"({totals['layers_bits_per_weight']:.3f} in the layers, {_errors(totals, len(report['recipe']))}), in "
         f"{seconds(run['seconds'])}, the process at most {output.megabytes(run['peak_process_bytes'])}."
     )
     if has_more:
         output.say(
             f"The recipe's other stages are in {out / 'run.toml'}: thrifty run {out} --recipe {out / 'run.toml'}"
         )
+
+
+def _errors(totals: Mapping[str, Any], techniques: int) -> str:
+    """How far the layers are from what the last of the techniques was given, and from the weights of MODEL."""
+    last, original = totals["layers_error"], totals["layers_error_from_original"]
+    if original is None:
+        return f"error {last:.4f} by the last technique; parts were left out, so there is none from the weights given"
+    if techniques == 1:
+        return f"error {last:.4f}"
+    return f"error {last:.4f} by the last technique, {original:.4f} from the weights given"

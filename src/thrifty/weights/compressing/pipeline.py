@@ -19,6 +19,7 @@ from thrifty.version import VERSION
 from thrifty.weights.applied import check_new
 from thrifty.weights.calibration import CalibrationSet, default_calibration
 from thrifty.weights.compressing import report as reports
+from thrifty.weights.compressing.origin import Origin
 from thrifty.weights.compressing.prediction import disk_bytes, steps
 from thrifty.weights.compressing.stored_results import StoredResults
 from thrifty.weights.compressing.workplace import Workplace
@@ -56,7 +57,7 @@ def compress(
     place.recover()
     _check(model, techniques, target, force)
     label = None if chosen is None else chosen.label
-    identity = _identity(model, recipe, label)
+    identity, origin = _identity(model, recipe, label), Origin.of(model)
     applied = replace(recipe, weights=[*map(dict, model.applied), *recipe.weights], cache=[], decoding=[])
     with place.opened(identity):
         place.check_room(disk_bytes(model, techniques), str(target.name))
@@ -69,7 +70,7 @@ def compress(
                 made = prepare(
                     model, techniques, calibration=chosen, in_place=True, before=before.check, results=results
                 )
-                told = reports.report(made, name, applied.weights, label)
+                told = reports.report(made, name, applied.weights, label, origin.errors(made, techniques))
                 told[reports.RUN] = {
                     "seconds": round(time.monotonic() - started, 3),
                     "resumed": place.resumed,
