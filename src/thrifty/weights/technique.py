@@ -8,10 +8,11 @@ leaves layers, heads, neurons or experts out.
 from __future__ import annotations
 
 import fnmatch
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -22,12 +23,28 @@ from thrifty.formats.linear import PackedLinear
 from thrifty.models.model import Model, TensorReport
 from thrifty.storage.process import let_go
 from thrifty.weights.calibration import Activations, Calibration, CalibrationSet, default_calibration, seen
-from thrifty.weights.results import Result, Results
+from thrifty.weights.results import Phase, Result, Results
 from thrifty.weights.structure import LinearInfo, linears
 
 OUTSIDE = ("embedding", "head")  # the ends of the model, whose precision is an option of its own
 COMPARED = 1 << 19  # values at a time, fp64
 KEPT = ("router", "shared_gate")  # tiny, and an expert chosen wrongly costs more than their bytes
+
+
+class Stepped(Protocol):
+    """What a step of a training says of itself: see `training.loop.loop.Progress`."""
+
+    @property
+    def step(self) -> int: ...
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def seconds_left(self) -> float: ...
+
+    @property
+    def saved(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -44,6 +61,27 @@ class Preparation:
     errors: bool = True
     results: Results = field(default_factory=Results)
     text: CalibrationSet | None = None
+
+    def stepping(self, technique: str, what: str = "training") -> Callable[[Stepped], None]:
+        """What a training of a technique calls after each of its steps: `before`, and the results are told of it."""
+
+        def say(progress: Stepped) -> None:
+            self.results.tell(
+                Phase(technique, what, progress.step, progress.steps, progress.seconds_left, progress.saved)
+            )
+            self.before()
+
+        return say
+
+    def counting(self, technique: str, what: str, total: int) -> Callable[[int], None]:
+        """What a search of a technique calls with the steps that it has done. A search that is killed begins anew."""
+        began = time.monotonic()
+
+        def say(done: int) -> None:
+            left = (time.monotonic() - began) / done * (total - done)
+            self.results.tell(Phase(technique, what, done, total, left))
+
+        return say
 
 
 @dataclass(frozen=True, kw_only=True)

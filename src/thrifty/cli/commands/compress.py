@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from thrifty.cli.shared import format_list, opening, options, output
-from thrifty.cli.shared.progress import Steps, progress
 from thrifty.cli.shared.quantities import parse_bytes
 from thrifty.cli.shared.ticker import seconds
 
 if TYPE_CHECKING:
     from thrifty.models.model import Model
     from thrifty.weights.calibration import CalibrationSet
-    from thrifty.weights.compressing.pipeline import Watch
 
 EXAMPLE = "thrifty compress smollm2-135m --recipe recipe.toml -o smollm2-4bit"
 
@@ -105,11 +102,12 @@ def command(
         return
     if model is None or recipe is None or out is None:
         raise typer.BadParameter("give MODEL, --recipe FILE and -o DIR, or --list-formats")
+    from thrifty.cli.shared.compressing import Work
     from thrifty.weights.compressing.pipeline import compress
 
     chosen = opening.read_recipe(recipe)
     loaded = _loaded(model, threads, not no_copy)
-    with _watching(model) as watch:
+    with Work(model) as work:
         report = compress(
             loaded,
             chosen,
@@ -118,7 +116,8 @@ def command(
             calibration=_calibration(loaded, calibration, calibration_sequences, calibration_tokens),
             force=force,
             memory=memory,
-            watch=watch,
+            watch=work.show,
+            tell=work.tell,
         )
     if as_json:
         output.json_line({"path": str(out), **report})
@@ -158,29 +157,6 @@ def _calibration(model: Model, given: str | None, sequences: int | None, tokens:
 def _is_path(given: Path) -> bool:
     """Whether words look like the name of a file, such as "my notes.txt", rather than like a text."""
     return len(str(given)) < 256 and "\n" not in str(given) and given.suffix[1:].isalpha()
-
-
-@contextmanager
-def _watching(model: str) -> Iterator[Watch]:
-    """How far the work is, on standard error."""
-    with ExitStack() as stack:
-        stack.push(_say_kept)
-        bars: list[Steps] = []
-
-        def show(done: int, total: int) -> None:
-            if not bars:
-                bars.append(stack.enter_context(progress(f"compressing {model}", total)))
-            if done:
-                bars[0].total = total
-                bars[0].advance()
-
-        yield show
-
-
-def _say_kept(kind: object, *_: object) -> None:
-    """Where Ctrl-C ends the work: what becomes of it."""
-    if kind is KeyboardInterrupt:
-        output.note("stopped: what is done is kept, and the same command goes on from there")
 
 
 def _show(out: Path, report: Mapping[str, Any], has_more: bool) -> None:

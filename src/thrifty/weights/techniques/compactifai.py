@@ -151,7 +151,7 @@ class CompactifAI(PlacedTechnique):
             Plan(self.healing, self.rate, warm_up=self.healing // 10, seed=self.seed),
             teacher=model if self.distil else None,
             checkpoint=Checkpoint.of(preparation.results.folder, "compactifai", f"{self} {model.version} {text.label}"),
-            say=lambda progress: preparation.before(),
+            say=preparation.stepping(self.name, "healing"),
         )
 
 
