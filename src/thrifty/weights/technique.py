@@ -177,6 +177,16 @@ class WeightTechnique(PlacedTechnique):
         calibration: given where `needs_calibration` is true, else None.
         """
 
+    def by_rows(self) -> WeightTechnique:
+        """What stores as many bytes as this technique in the part of a layer that grows with its rows, to be asked for
+        them without its work: the technique itself, unless it knows better. See `sizes`.
+        """
+        return self
+
+    def beyond_rows(self, rows: int, columns: int) -> tuple[int, str]:
+        """Bytes that a layer [rows, columns] takes beyond `by_rows`, and what they add to the format's name."""
+        return 0, ""
+
     def covers(self, linear: LinearInfo) -> bool:
         """Whether this technique is meant for the layer, before `layers` and `skip`."""
         return linear.role not in OUTSIDE + KEPT

@@ -20,6 +20,7 @@ from thrifty.frontier.candidates import BASE
 from thrifty.frontier.explain import why
 from thrifty.frontier.fit import Fit
 from thrifty.frontier.gentleness import gentler
+from thrifty.frontier.made_weights import COSTS, SLOW
 from thrifty.frontier.pace import Forecast, SearchPace
 from thrifty.frontier.question import Question
 from thrifty.frontier.state import SearchState
@@ -54,8 +55,8 @@ Planned = Callable[..., Fit]
 def planned(model: Model, predicted: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Planned:
     """A search that has begun, of a model that takes `step` seconds a token."""
 
-    def begin(step: float, minutes: float | None, **changes: Any) -> Fit:
-        held = SearchPace(192, 20 * step, step, 1e-9)
+    def begin(step: float, minutes: float | None, rounding: float = 1e-9, **changes: Any) -> Fit:
+        held = SearchPace(192, 20 * step, step, rounding)
         monkeypatch.setattr(pace, "measure", lambda engine, rounding: held)
         state = SearchState(None, {})
         for key, value in predicted.items():
@@ -89,6 +90,24 @@ def test_a_slower_one_has_fewer_recipes_and_then_shorter_texts(planned: Planned)
     assert plans[-1].total is not None and plans[-1].total > 600, "too slow for the time, and that is known"
     few = next(one for one in plans if one.left_out)
     assert few.sizes == plan.LEVELS[0], "recipes that cannot be the best go before texts are cut"
+
+
+def test_weights_that_take_too_long_to_make_are_left_out_and_counted(planned: Planned) -> None:
+    """The slowest to make go first; rounding stays whatever its pace, and so does what was asked for."""
+    plans = [made(planned(1e-5, 10.0, rounding)) for rounding in (1e-9, 1e-5, 1e-3)]
+    names = [{str(one.recipe.weights[0]["technique"]) for one in each.chosen if one.recipe.weights} for each in plans]
+    assert {"gptq", "awq", "vptq", "rtn"} <= names[0] and plans[0].slow == 0
+    assert names[2] < names[0] and names[2] <= names[1] and "rtn" in names[2]
+    assert plans[2].slow >= plans[1].slow and plans[2].slow > 0
+    assert not any(COSTS[name] > SLOW for name in names[2] - {"rtn"})
+    assert made(planned(1e-5, None, 1.0)).slow == 0, "without a limit all are measured"
+    own = plans[0].chosen[:1] + tuple(one for one in plans[0].chosen if "awq" in str(one.recipe.weights))
+    assert set(made(planned(1e-5, 10.0, 1e-3, candidates=own)).chosen) == set(own)
+
+
+def made(fit: Fit) -> plan.Plan:
+    assert fit.plan is not None
+    return fit.plan
 
 
 def test_what_is_left_out_has_a_gentler_one_in_the_plan(planned: Planned) -> None:
