@@ -562,7 +562,7 @@ def test_a_part_of_the_layers_is_not_held_to_what_all_may_lose(monkeypatch: pyte
     assert dense().bar.value == -maskllm.RISE
 
 
-@pytest.mark.parametrize("name", ["maskllm", "sparsegpt", "squeezellm", "vptq"])
+@pytest.mark.parametrize("name", ["llm-int8", "maskllm", "rtn", "sparsegpt", "squeezellm", "vptq", "xtc"])
 def test_8_bits_that_lose_much_void_a_claim_on_weights(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class SpoiltByEightBits(MadeUpScores):
         def __call__(self, *tables: dict[str, Any], calibration: object = None) -> Compressed:
@@ -572,9 +572,15 @@ def test_8_bits_that_lose_much_void_a_claim_on_weights(name: str, monkeypatch: p
 
     whole = claims.load(name).measure(CASES[name].made({})).controls
     assert {control.must for control in whole} >= {"lose", "hold"}
-    monkeypatch.setattr(import_module(f"thrifty.claims.{name}"), "WeightScores", SpoiltByEightBits)
+    monkeypatch.setattr(import_module(f"thrifty.claims.{name.replace('-', '_')}"), "WeightScores", SpoiltByEightBits)
     controls = claims.load(name).measure(CASES[name].made({})).controls
     assert [control.must for control in controls if control.contradicts] == ["hold"]
+
+
+@pytest.mark.parametrize("name", ["amp", "any-precision"])
+def test_what_must_lose_nothing_is_a_control_of_every_claim_on_weights(name: str) -> None:
+    controls = claims.load(name).measure(CASES[name].made({})).controls
+    assert {control.must for control in controls} == {"lose", "hold"}
 
 
 def test_what_amps_recovery_does_otherwise_is_told() -> None:
