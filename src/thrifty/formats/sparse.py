@@ -124,8 +124,7 @@ class SparseLinear(PackedLinear):
         return product
 
     def meta(self) -> dict[str, Any]:
-        sizes = {"out_features": self.out_features, "in_features": self.in_features}
-        return {"kind": self.kind, **sizes, "base": self.base.meta()}
+        return {**super().meta(), "base": self.base.meta()}
 
     def _arrays(self) -> dict[str, Array | None]:
         inner = {f"{BASE}{name}": array for name, array in self.base.state().items()}
