@@ -54,7 +54,8 @@ class Engine(Inspected):
 
     threads: of native code; None leaves them as they are. They are the process's: the last engine's number holds
     for all, and a warning says where that changes what an open one asked for. context: longest prompt plus answer
-    in tokens; None: the model's own. cache, decoding: a recipe's tables, for requests that bring none. native:
+    in tokens; None: the model's own. cache, decoding, programs: a recipe's tables (the last are those of its stage
+    "prompt"), for requests that bring none. native:
     False runs the slow torch reference instead of native code. batch: sequences that decode together. queue:
     requests that may wait. chunk: prefill tokens a step, a multiple of 128. prefill_slice_ms: about how long a
     piece of prefill may hold up those that decode; 0 runs whole chunks whoever waits. disk: folder of the disk tier
@@ -79,6 +80,7 @@ class Engine(Inspected):
         context: int | None = None,
         cache: Sequence[Mapping[str, Any]] = (),
         decoding: Sequence[Mapping[str, Any]] = (),
+        programs: Sequence[Mapping[str, Any]] = (),
         native: bool | None = None,
         batch: int = 32,
         queue: int = 256,
@@ -112,8 +114,8 @@ class Engine(Inspected):
         )  # fmt: skip
         self._adapters = AdapterShelf(model.config, self.runner, self.memory, adapters or {})
         self.intake = Intake(
-            model, self.memory, context=options.context, cache=cache, decoding=decoding, batch=options.batch,
-            chunk=options.chunk, adapters=self._adapters, drafts=options.drafts,
+            model, self.memory, context=options.context, cache=cache, decoding=decoding, programs=programs,
+            batch=options.batch, chunk=options.chunk, adapters=self._adapters, drafts=options.drafts,
         )  # fmt: skip
         self._closed = False
         self._assemble(options)
@@ -151,7 +153,7 @@ class Engine(Inspected):
                 self._stop_reading()
                 if request.session is not None:
                     request = replace(request, prompt=self.memory.sessions.aligned(request, self.model.tokenizer))
-                    answer.usage.prompt_tokens = len(request.prompt)
+                    answer.usage.prompt_tokens = answer.usage.kept_tokens = len(request.prompt)
                 ticket = self.intake.check(request, self._scheduler.sequences)
                 self._sequences.submit(self._sequences.make(answer, ticket))
             return Handle(self, request, answer)
@@ -258,9 +260,10 @@ class Engine(Inspected):
         with self._turn:
             self._publisher.mend()
             self._adapters.get(name)
-            users = sum(sequence.ticket.request.adapter == name for sequence in self._scheduler.sequences())
+            users = sum(sequence.ticket.uses_adapter(name) for sequence in self._scheduler.sequences())
             if users:
                 raise PromptError(f"{users} sequences use the adapter {name!r}; wait for their end, or cancel them")
+            self.memory.drafts.forget_adapter(name)
             self._adapters.remove(name)
 
     def resize_memory(self, memory: int) -> int:

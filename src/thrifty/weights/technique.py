@@ -249,10 +249,15 @@ def prepare(
     report tells how far each part is from what it was, which takes as long as rounding it; without, it tells nothing of
     them. results: what was made before an interruption, and where results go; None: only into the model. Raises
     RecipeError for options that do not fit the model, or where a technique needs calibration and the model has no
-    tokenizer for the text.
+    tokenizer for the text, or fills in masks.
     """
     for technique in techniques:
         technique.check(model)
+        if technique.needs_calibration and model.config.mask_id is not None:
+            raise RecipeError(
+                f"technique '{technique.name}' looks at a text token after token, and this {model.config.family} model "
+                "fills in masks, its rows seeing both ways: use one that needs no calibration, such as rtn"
+            )
     if calibration is None and any(technique.needs_calibration for technique in techniques):
         calibration = default_calibration(model)
     if techniques and not in_place:

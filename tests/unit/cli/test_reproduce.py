@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from thrifty.claims.harness import records, state
 from thrifty.claims.harness.claim import Claim, Measurement
 from thrifty.claims.harness.context import Context
 from thrifty.claims.harness.parts import Bar, exactly, kept
+from thrifty.cli.shared import ticker
 
 LOAD = claims.load
 
@@ -44,7 +46,10 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_one_claim_is_planned_shown_and_written(thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path) -> None:
+def test_one_claim_is_planned_shown_and_written(
+    thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ticker, "PERIOD", 0.01)
     page = tmp_path / "claims.md"
     words = ("--model", checkpoint, "-o", page, "--threads", 1, "--minutes", 20)
     answer = thrifty("reproduce", "rtn", *words)
@@ -52,6 +57,7 @@ def test_one_claim_is_planned_shown_and_written(thrifty: Callable[..., Any], che
     assert (
         "1 claims on" in answer.message and "about 1 minutes" in answer.message and "of 20 there are" in answer.message
     )
+    assert re.search(r"0 of 1 claims, [1-9]\d* results measured in \d+ s", answer.message), answer.message
     for text in ("paper says", "headline", "setting", "verdict", "5.68"):
         assert text in answer.out
     row = records.read(page.with_suffix(".json"))["rtn", str(checkpoint)]

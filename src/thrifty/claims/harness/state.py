@@ -35,6 +35,7 @@ class State:
                 raise StorageError(f"cannot make {path.parent}: {error.strerror or error}") from error
         self._journal = Journal(path, settings, what="results of claims", remedy=REMEDY)
         self._results: dict[str, Any] = {}
+        self.added = 0  # results of this run
         for number, line in self._journal.lines:
             if "key" not in line or "result" not in line:
                 self._journal.close()
@@ -48,6 +49,7 @@ class State:
             result = measure()
             self._journal.add({"key": name, "result": result})
             self._results[name] = result
+            self.added += 1
         return self._results[name]
 
     def has(self, key: Sequence[Any]) -> bool:

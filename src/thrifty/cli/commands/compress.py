@@ -122,7 +122,7 @@ def command(
     if as_json:
         output.json_line({"path": str(out), **report})
         return
-    _show(out, report, bool(chosen.cache or chosen.decoding))
+    _show(out, report, bool(chosen.prompt or chosen.cache or chosen.decoding))
 
 
 def _loaded(model: str, threads: int | None, copy: bool) -> Model:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from thrifty.claims.harness.budget import Budget
     from thrifty.claims.harness.records import ClaimRow
     from thrifty.claims.harness.running import Reproduction
+    from thrifty.claims.harness.state import State
 
 EXAMPLE = "thrifty reproduce kivi"
 
@@ -75,9 +76,11 @@ def command(
     chosen = budget.parse(minutes)
     if out is not None:
         _check(out)
+    states: list[State] = []
     with ExitStack() as opened:
-        run = _prepared(wanted, chosen, model or (), tuple(dict.fromkeys(seed or [0])), out, threads, native, opened)
-        rows, interrupted = _run(run, opened, as_json)
+        seeds = tuple(dict.fromkeys(seed or [0]))
+        run = _prepared(wanted, chosen, model or (), seeds, out, threads, native, opened, states)
+        rows, interrupted = _run(run, opened, as_json, states)
     if as_json:
         output.json_line(_document(rows, run, out, interrupted))
     else:
@@ -124,8 +127,11 @@ def _prepared(
     threads: int | None,
     native: bool | None,
     opened: ExitStack,
+    states: list[State],
 ) -> Reproduction:
-    """The run, whose models are opened when they are first asked for and closed with `opened`."""
+    """The run, whose models are opened when they are first asked for and closed with `opened`. Their states are added
+    to `states`.
+    """
     from thrifty.api import open_model
     from thrifty.claims.harness import state, versions
     from thrifty.claims.harness.context import Context
@@ -138,6 +144,7 @@ def _prepared(
             loaded = open_model(name, threads=threads)
         engine = {"threads": threads or cores(), "native": native}
         kept = opened.enter_context(state.state_of(versions.source(), loaded.version, engine))
+        states.append(kept)
         if len(kept):
             output.note(f"{name}: going on from {len(kept)} results of an earlier run of the same code")
         made = Context(loaded, name, budget=budget, state=kept, threads=threads, native=native, say=output.note)
@@ -146,16 +153,20 @@ def _prepared(
     return Reproduction(context, wanted, out, models, budget, seeds)
 
 
-def _run(run: Reproduction, opened: ExitStack, quiet: bool) -> tuple[list[ClaimRow], bool]:
-    """Run the claims; True where Ctrl-C ended it."""
+def _run(run: Reproduction, opened: ExitStack, quiet: bool, states: list[State]) -> tuple[list[ClaimRow], bool]:
+    """Run the claims; True where Ctrl-C ended it. states: count what was measured."""
     from thrifty.claims.harness import plan
 
     rows: list[ClaimRow] = []
     steps = run.steps
     output.note(plan.told(steps, run.budget, len(run.seeds)))
     if not sys.stderr.isatty():
-        told = Ticker(lambda elapsed: f"{len(rows)} of {len(steps)} rows in {seconds(elapsed)}", output.note)
-        opened.enter_context(told)
+
+        def progress(elapsed: float) -> str:
+            results = sum(state.added for state in states)
+            return f"{len(rows)} of {len(steps)} claims, {results} results measured in {seconds(elapsed)}"
+
+        opened.enter_context(Ticker(progress, output.note))
     try:
         for row in run.rows():
             rows.append(row)

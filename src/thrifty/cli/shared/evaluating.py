@@ -119,7 +119,7 @@ def compare(setting: Setting, names: Sequence[str], recipe: Recipe) -> tuple[lis
     from thrifty.evaluation.records import RecordFile
 
     own, foreign = tasks_of(setting, names)
-    compresses = bool(recipe.weights or recipe.cache or recipe.decoding)
+    compresses = bool(recipe.weights or recipe.prompt or recipe.cache or recipe.decoding)
     with ExitStack() as stack:
         model = loaded(setting, setting.off_grid)
         check_length(setting, model)

@@ -60,7 +60,7 @@ def compress(
     _check(model, techniques, target, force)
     label = None if chosen is None else chosen.label
     identity, origin = _identity(model, recipe, label), Origin.of(model)
-    applied = replace(recipe, weights=[*map(dict, model.applied), *recipe.weights], cache=[], decoding=[])
+    applied = replace(recipe, weights=[*map(dict, model.applied), *recipe.weights], prompt=[], cache=[], decoding=[])
     with place.opened(identity):
         place.check_room(disk_bytes(model, techniques), str(target.name))
         results = StoredResults(place.path)
@@ -155,5 +155,5 @@ def _write(folder: Path, model: Model, recipe: Recipe, applied: Recipe, report: 
     """applied: all weight techniques that the model has been through, those of a compressed source first."""
     write_model(folder, model, applied.weights, report)
     applied.save(folder / RECIPE)
-    if recipe.cache or recipe.decoding:
+    if recipe.prompt or recipe.cache or recipe.decoding:
         replace(recipe, weights=[]).save(folder / RUN)
