@@ -97,6 +97,10 @@ def random_weights_will_do(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None
             monkeypatch.setattr(module, guard, lambda full: "", raising=False)
 
 
+HELD = ("amp", "any-precision", "llm-int8", "rtn", "xtc")
+"""Claims on weights with a control that must lose and one that must hold."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", claims.names())
 def test_a_claim_measures_what_it_names(
@@ -114,6 +118,8 @@ def test_a_claim_measures_what_it_names(
     if name != "fastgen" and name in registry.names("cache"):
         assert any(name in tables for tables in context.ran) or name == "scbench"
         assert any("random-eviction" in tables for tables in context.ran) or name == "headinfer", "it evicts nothing"
+    if name in HELD and measurement.controls:
+        assert {control.must for control in measurement.controls} >= {"lose", "hold"}
     for part in (measurement.headline, *measurement.parts, *measurement.gates):
         assert any(letter.isalpha() for letter in part.told())
 
