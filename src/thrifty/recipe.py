@@ -10,7 +10,7 @@
     technique = "kivi"
     bits = 2
 
-`weights` belongs to the model; `cache` and `decoding` belong to a request. A stage's techniques act in order.
+`weights` belongs to the model; `prompt`, `cache` and `decoding` belong to a request. A stage's techniques act in order.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class Recipe:
 
     name: str = ""
     weights: Tables = field(default_factory=list)
+    prompt: Tables = field(default_factory=list)
     cache: Tables = field(default_factory=list)
     decoding: Tables = field(default_factory=list)
 
@@ -105,7 +106,7 @@ class Recipe:
     @property
     def drafts(self) -> tuple[str, ...]:
         """Names or paths of the models that draft. Raises RecipeError as `techniques`."""
-        return tuple(name for strategy in self.techniques("decoding") for name in strategy.models)
+        return tuple(name for stage in ("prompt", "decoding") for own in self.techniques(stage) for name in own.models)
 
     def label(self) -> str:
         """A short name for tables: the given one, or the techniques with the options that were set."""

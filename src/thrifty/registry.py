@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 STAGES: Mapping[str, str] = {
     "weights": "thrifty.weights.techniques",
+    "prompt": "thrifty.engine.prompt.programs",
     "cache": "thrifty.cache.policies",
     "decoding": "thrifty.decoding.strategies",
 }

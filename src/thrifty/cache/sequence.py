@@ -216,6 +216,12 @@ class SequenceCache(SequencePrompt):
             for layer, places in before.items():
                 self.collector.fit(layer, self.counts(layer), self.length, places, self.places(layer))
 
+    def end_lookahead(self, n: int) -> None:
+        """The newest n rows of a prompt that was filled layer by layer were there to be observed: they go, and the
+        prompt's last token comes once more. Raises PromptError as `truncate`."""
+        self.truncate(n)
+        self.prompt = self.length + 1
+
     def discard(self) -> None:
         """Drop all uncommitted rows, also those that a failed step left in some layers only."""
         self.open_rows.pending = {}

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from thrifty.decoding.kept import Kept
 from thrifty.decoding.possible import Absent
 from thrifty.decoding.sampling import Sampler
 from thrifty.decoding.scores import Scores
+from thrifty.decoding.step_costs import StepCosts
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,11 @@ class DraftModel(Protocol):
     @property
     def facts(self) -> ModelFacts: ...
 
+    @property
+    def costs(self) -> StepCosts:
+        """What its steps were measured to take."""
+        ...
+
     def open(self) -> DraftSequence:
         """An empty sequence."""
         ...
@@ -71,9 +78,13 @@ class DraftModel(Protocol):
 class Services:
     """What a strategy may use for one sequence.
 
-    sampler: the sequence's own. models: those that the strategy named, by name.
+    sampler: the sequence's own. models: those that the strategy named, by name. costs: what steps of the model itself
+    were measured to take. kept: what `DecodingStrategy.keeps` asked for; None where the request shares nothing, or
+    memory has no room for it.
     """
 
     facts: ModelFacts
     sampler: Sampler
     models: Mapping[str, DraftModel]
+    costs: StepCosts
+    kept: Kept | None = None

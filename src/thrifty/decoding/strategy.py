@@ -14,7 +14,9 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar, NamedTuple, Protocol
 
 from thrifty.decoding.draft import COMMITTED, NO_DRAFT, Accepted, Draft
+from thrifty.decoding.kept import Keeps
 from thrifty.decoding.sampling import Choice, Sampler
+from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.decoding.scores import Scores, SequenceScores
 from thrifty.decoding.services import DraftModel, ModelFacts, Services
 
@@ -106,6 +108,16 @@ class DecodingStrategy:
 
     def check(self, facts: ModelFacts, models: Mapping[str, DraftModel]) -> None:
         """Raise RecipeError where the strategy cannot draft for a model of these facts with these models."""
+
+    def keeps(self, facts: ModelFacts) -> Keeps | None:
+        """What the engine is to keep from one answer to the next, for this strategy's requests of one salt: it comes
+        as `Services.kept`, is counted, and goes where others need its memory.
+        """
+        return None
+
+    def sampling(self, asked: SamplingParameters) -> SamplingParameters:
+        """How the tokens of a request are chosen that asks for this."""
+        return asked
 
     def open(self, services: Services) -> Drafter:
         """The drafter of one sequence that begins to decode."""

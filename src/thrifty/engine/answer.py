@@ -47,8 +47,9 @@ class Event:
 @dataclass
 class Usage:
     """What a request used. Seconds are wall time: queued until admitted, prefill until the first token,
-    then decode. kv_bytes: the most that its caches held of their own, and the hidden state of its prompt, over all
-    samples; pages that it shares with others do not count. It is known when the request is over.
+    then decode. kept_tokens: of the prompt's tokens those that prompt programs let be read, or slots a head that they
+    kept; all of them without one. kv_bytes: the most that its caches held of their own, and the hidden state of its
+    prompt, over all samples; pages that it shares with others do not count. It is known when the request is over.
     """
 
     prompt_tokens: int
@@ -59,10 +60,15 @@ class Usage:
     decode_seconds: float = 0.0
     preemptions: int = 0
     kv_bytes: int = 0
+    kept_tokens: int = -1
+
+    def __post_init__(self) -> None:
+        if self.kept_tokens < 0:
+            self.kept_tokens = self.prompt_tokens
 
     @property
     def prefill_rate(self) -> float:
-        """Prompt tokens computed a second (those of a prefix hit do not count)."""
+        """Prompt tokens read a second (those of a prefix hit do not count, those that a program left out do)."""
         return (self.prompt_tokens - self.cached_tokens) / self.prefill_seconds if self.prefill_seconds else 0.0
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -140,7 +141,7 @@ def _ready(sequences: Sequence[Running], outcomes: list[Outcome]) -> list[Runnin
 
 def _run(runner: Runner, parts: Sequence[_Part], outcomes: list[Outcome], note: Note) -> None:
     try:
-        scores = runner.decode([part.rows for part in parts])
+        scores = _decoded(runner, parts)
         first_rows = _offsets([part.rows for part in parts])
         accepted = accept([part.sequence for part in parts], [part.draft for part in parts], first_rows, scores, note)
     except BaseException as error:
@@ -161,6 +162,16 @@ def _run(runner: Runner, parts: Sequence[_Part], outcomes: list[Outcome], note: 
                 outcomes.append(outcome)
         except BaseException as error:
             outcomes.append(Outcome(part.sequence, error=error))
+
+
+def _decoded(runner: Runner, parts: Sequence[_Part]) -> Scores:
+    """The scores of all rows; strategies that draft are told what the step took."""
+    drafting = next((part.sequence.ticket.drafting for part in parts if part.sequence.drafted_rows), None)
+    start = time.perf_counter()
+    scores = runner.decode([part.rows for part in parts])
+    if drafting is not None:
+        drafting.costs.note(sum(len(part.rows.tokens) for part in parts), time.perf_counter() - start)
+    return scores
 
 
 def _roll_back(sequences: Sequence[Running], outcomes: list[Outcome]) -> None:

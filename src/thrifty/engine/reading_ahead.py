@@ -37,6 +37,7 @@ class ReadingAhead:
         """
         request, policies = sequence.ticket.request, sequence.ticket.policies
         plain = request.media is None and request.session is None and request.share_prefix and request.samples == 1
+        plain = plain and sequence.ticket.reading is None  # else its tokens are not the conversation's
         if not self._on or not plain or not any(policy.compresses for policy in policies):
             return
         if request.identity == self.reading or (len(sequence.tokens) - 1) // PAGE == sequence.prompt_length // PAGE:
@@ -47,6 +48,7 @@ class ReadingAhead:
                 sampling=SamplingParameters(max_tokens=1, temperature=0.0),
                 cache=request.cache,
                 decoding=(),
+                programs=(),
                 cache_bytes=request.cache_bytes,
                 salt=request.salt,
                 adapter=request.adapter,

@@ -34,6 +34,8 @@ class Request:
     cache: Sequence[Mapping[str, Any]] | None = None
     #: Likewise.
     decoding: Sequence[Mapping[str, Any]] | None = None
+    #: Likewise those of the stage "prompt", which look at the prompt before it is read.
+    programs: Sequence[Mapping[str, Any]] | None = None
     #: Independent answers that share one prefill.
     samples: int = 1
     #: Teacher forcing: the answer begins with these tokens, whatever the logits say; the events carry what the model
@@ -75,6 +77,7 @@ class Request:
             "media": media,
             "cache": tables("cache", self.cache),
             "decoding": tables("decoding", self.decoding),
+            "programs": tables("programs", self.programs),
             "taps": layer_numbers("taps", self.taps),
             "steering": steering_vectors(self.steering),
             "samples": whole("samples", self.samples, 1, "1 or more"),

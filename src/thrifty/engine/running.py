@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,10 +13,12 @@ from thrifty.decoding.scores import Scores
 from thrifty.decoding.stopping import Stopper
 from thrifty.decoding.strategy import Drafter
 from thrifty.engine.answer import Answer, Event
+from thrifty.engine.drafting.drafting import NOTHING
 
 if TYPE_CHECKING:
     from thrifty.cache.sequence import SequenceCache
     from thrifty.engine.continued import Continued
+    from thrifty.engine.prompt.program import Read
     from thrifty.engine.sessions.session import Session
     from thrifty.engine.ticket import Ticket
 
@@ -28,6 +31,10 @@ class Prefill(Protocol):
         done, else None.
         """
         ...
+
+    def close(self) -> None:
+        """Give back what it holds beside the sequence's cache. It does not go on afterwards."""
+        return
 
 
 class State(enum.Enum):
@@ -49,6 +56,9 @@ class Running:
     memory, its segments may lie on the disk tier, and it goes on where it stopped. continued: itself in native code,
     once it decodes there. extra: what all its rows are beyond plain tokens; media: what the prompt's embedded rows add;
     session: that its request goes on from. shift: how far the positions of its answer are from the numbers of its rows.
+    reading: the programs that have still to look at its prompt, None where nothing has; until then `tokens` are the
+    prompt, and `prompt_length` is the most that will be read of it. program_key: tells apart the pages of a prompt that
+    was not read whole. drafting: what its decoding takes beside the cache, and its programs until they are done.
     """
 
     def __init__(
@@ -66,7 +76,10 @@ class Running:
         self.extra, self.media = ticket.extra, ticket.request.media
         self.shift = 0 if self.media is None else self.media.shift
         self.tokens: list[int] = list(ticket.request.ids)
-        self.prompt_length = len(self.tokens)
+        self.reading = ticket.reading
+        self.drafting = ticket.drafting
+        self.program_key = ""
+        self.prompt_length = len(self.tokens) if self.reading is None else self.reading.rows
         self.state = State.WAITING
         self.parked = False
         self.cache: SequenceCache | None = None
@@ -102,7 +115,24 @@ class Running:
     @property
     def total(self) -> int:
         """Tokens that the sequence may grow to, its answer's last one included."""
+        if self.reading is not None:
+            return self.prompt_length + self.stopper.maximum_tokens
         return len(self.tokens) - self.stopper.count + self.stopper.maximum_tokens
+
+    def put_read(self, read: Read) -> None:
+        """Its programs are done: from now on its prompt is what they left of it."""
+        assert self.reading is not None, "programs have looked at it"
+        self.program_key, self.reading = self.reading.key, None
+        self.drafting = dataclasses.replace(self.drafting, reading=NOTHING)
+        self.tokens = list(read.tokens)
+        self.prompt_length = len(self.tokens)
+        self.answer.usage.kept_tokens = read.kept
+
+    def stop_prefill(self) -> None:
+        """Forget what was begun of its prompt beside the cache. Programs begin anew."""
+        prefill, self.prefill = self.prefill, None
+        if prefill is not None:
+            prefill.close()
 
     def close_drafter(self) -> None:
         """Free what its strategy holds for it; the next step opens another drafter."""

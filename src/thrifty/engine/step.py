@@ -7,9 +7,10 @@ from thrifty.engine.ahead import Ahead
 from thrifty.engine.decode import Outcome, decode, first_choices, without_outcome
 from thrifty.engine.prefill.pace import Pace
 from thrifty.engine.prefill.prefill import start_prefill
+from thrifty.engine.prefill.programmed import ProgrammedPrefill
 from thrifty.engine.publishing import Publisher
 from thrifty.engine.runner import Runner
-from thrifty.engine.running import Running
+from thrifty.engine.running import Prefill, Running
 from thrifty.engine.scheduler import Scheduler
 from thrifty.engine.sequences import Sequences
 from thrifty.engine.turn import Turn
@@ -31,7 +32,7 @@ class PrefillStep:
         family = [sequence]
         try:
             if sequence.prefill is None:
-                sequence.prefill = start_prefill(self._runner, sequence, self._chunk, self._memory.publish, self.pace)
+                sequence.prefill = self._start(sequence)
             scores = sequence.prefill.advance(sliced)
             if scores is None:
                 return
@@ -43,6 +44,11 @@ class PrefillStep:
             outcomes += [Outcome(sample, error=error) for sample in missing]
             if not missing:
                 raise
+
+    def _start(self, sequence: Running) -> Prefill:
+        if sequence.reading is not None:
+            return ProgrammedPrefill(self._runner, sequence, sequence.reading, self._chunk, self._memory, self.pace)
+        return start_prefill(self._runner, sequence, self._chunk, self._memory.publish, self.pace)
 
 
 class Stepper:

@@ -28,11 +28,13 @@ class Engines:
 
     @contextmanager
     def open(self, model: Model, recipe: Recipe | None = None) -> Iterator[Engine]:
-        """An engine for a while, over the model with the recipe's weights, and its decoding for all requests."""
+        """An engine for a while, over the model with the recipe's weights, its prompt programs and its decoding for all
+        requests.
+        """
         chosen = recipe or Recipe()
         engine = open_engine(
             model,
-            Recipe(weights=chosen.weights, decoding=chosen.decoding),
+            Recipe(weights=chosen.weights, prompt=chosen.prompt, decoding=chosen.decoding),
             threads=self.threads,
             native=self.native,
             prefix_tree=False,
@@ -44,8 +46,8 @@ class Engines:
 
     @contextmanager
     def beside(self, baseline: Engine, recipe: Recipe) -> Iterator[Engine]:
-        """An engine of the recipe: the baseline's own where the recipe leaves weights and decoding alone."""
-        if not recipe.weights and not recipe.decoding:
+        """An engine of the recipe: the baseline's own where the recipe changes nothing but the cache."""
+        if not recipe.weights and not recipe.prompt and not recipe.decoding:
             yield baseline
             return
         with self.open(baseline.model, recipe) as engine:

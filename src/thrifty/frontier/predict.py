@@ -40,6 +40,12 @@ def as_stored(sizes: ModelSizes, techniques: Sequence[Technique]) -> ModelSizes:
 
 def unpredictable(recipe: Recipe) -> str | None:
     """Why bytes and time of a recipe cannot be told without running it, None where they can."""
+    if recipe.prompt:
+        return (
+            f"its prompt technique {recipe.prompt[0].get('technique')!r} runs a model over every prompt first, and "
+            "what is read of a prompt is not predicted; search without the prompt stage, and add it to the recipe "
+            "afterwards"
+        )
     if not recipe.drafts:
         return None
     return (

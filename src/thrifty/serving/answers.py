@@ -167,6 +167,8 @@ def usage_of(handle: AsyncHandle) -> Usage:
         "prefill_tokens_per_second": round(used.prefill_rate, 1),
         "decode_tokens_per_second": round(used.decode_rate, 1),
     }
+    if used.kept_tokens != used.prompt_tokens:
+        cost["kept_tokens"] = used.kept_tokens
     if recipe is not None:
         cost["recipe"] = recipe
     return Usage(

@@ -38,7 +38,7 @@ class ServerSettings:
     texts: int = 2048
     #: Whether spans of requests are sent by OpenTelemetry.
     traces: bool = False
-    #: Whether a request may choose techniques of cache and decoding, and a bound on its cache.
+    #: Whether a request may choose techniques of prompt, cache and decoding, and a bound on its cache.
     request_recipes: bool = True
     #: Names of those that it may choose. None: any.
     request_techniques: tuple[str, ...] | None = None

@@ -38,8 +38,11 @@ SMALL: dict[str, dict[str, Any]] = {
     "maskllm": {"STEPS": 1, "LAYERS": 1, "SEQUENCES": 2, "TOKENS": 16},
     "minikv": {"PROMPT": 1600, "ANSWER": 8},
     "nxmiformer": {"STEPS": 1, "LAYERS": 1, "SEQUENCES": 2, "TOKENS": 16},
+    "headinfer": {"LENGTH": 256, "STEPS": 6, "TIMED": 4},
     "quest": {"LONG": 512, "STEPS": 8},
     "snapkv": {"LONG": 512, "STEPS": 8},
+    "lookahead-pain": {"ANSWER": 12, "WARMED": 2, "LENGTH": 64},
+    "speculative": {"ANSWER": 12, "SAMPLED": 8, "LENGTH": 64},
     "streaming": {"PREFIX": 1024, "CACHE": 256},
 }
 
@@ -94,6 +97,10 @@ def random_weights_will_do(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None
             monkeypatch.setattr(module, guard, lambda full: "", raising=False)
 
 
+HELD = ("amp", "any-precision", "llm-int8", "rtn", "xtc")
+"""Claims on weights with a control that must lose and one that must hold."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", claims.names())
 def test_a_claim_measures_what_it_names(
@@ -108,9 +115,11 @@ def test_a_claim_measures_what_it_names(
     assert measurement.verdict() is not None
     assert measurement.setting and measurement.counts
     assert measurement.controls or name == "fastgen", "nothing is pruned of heads with random weights"
-    if name != "fastgen" and name not in registry.names("weights") and name not in OF_MASKS:
+    if name != "fastgen" and name in registry.names("cache"):
         assert any(name in tables for tables in context.ran) or name == "scbench"
-        assert any("random-eviction" in tables for tables in context.ran)
+        assert any("random-eviction" in tables for tables in context.ran) or name == "headinfer", "it evicts nothing"
+    if name in HELD and measurement.controls:
+        assert {control.must for control in measurement.controls} >= {"lose", "hold"}
     for part in (measurement.headline, *measurement.parts, *measurement.gates):
         assert any(letter.isalpha() for letter in part.told())
 

@@ -37,7 +37,7 @@ def test_claims_are_the_files_and_every_one_belongs_to_a_technique_or_is_a_findi
     assert set(claims.names()) == files >= {"kivi", "h2o", "snapkv", "ada-kv", "streaming"}
     techniques = {name for stage in registry.STAGES for name in registry.names(stage)}
     assert files - techniques == FINDINGS
-    assert set(unclaimed()) == techniques - files - {"random-eviction"}, "a control has no claim"
+    assert set(unclaimed()) == techniques - files - {"random-eviction", "random-tokens"}, "a control has no claim"
 
 
 @pytest.mark.parametrize("name", claims.names())
@@ -49,9 +49,9 @@ def test_every_claim_says_what_the_paper_says_and_how_it_is_judged(name: str) ->
     assert 0 < claim.minutes <= (12 if trains else 4 if claim.models[0] in SMALL else 8)
 
 
-@pytest.mark.parametrize(("weights", "most"), [(True, 90), (False, 34)])
-def test_claims_on_small_models_together_take_at_most_two_hours(weights: bool, most: float) -> None:
-    """Those on weights an hour and a half, all others 34 minutes."""
+@pytest.mark.parametrize(("weights", "most"), [(True, 90), (False, 45)])
+def test_claims_on_small_models_together_take_at_most_two_hours_and_a_quarter(weights: bool, most: float) -> None:
+    """Those on weights an hour and a half, all others 45 minutes."""
     of_weights = set(registry.names("weights"))
     known = [claims.load(name) for name in claims.names() if (name in of_weights) == weights]
     assert 0 < sum(claim.minutes for claim in known if claim.models[0] in SMALL) <= most

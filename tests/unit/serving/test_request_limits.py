@@ -50,6 +50,17 @@ def test_a_strategy_of_the_request_gives_the_same_answer(limited: Live) -> None:
     assert answer.status_code == 400 and answer.json()["error"]["code"] == "recipe"
 
 
+def test_a_prompt_program_of_the_request_leaves_tokens_out_and_says_so(server: Live, limited: Live) -> None:
+    program = {"technique": "gemfilter", "capacity": 48, "first": 2, "last": 16}
+    whole = asked(server).json()["usage"]
+    assert "kept_tokens" not in whole["thrifty"] and whole["prompt_tokens"] < 48
+    body = chat_body(thrifty={"prompt": [program]}, messages=[{"role": "user", "content": "a long story " * 12}])
+    usage = post(server, CHAT, json=body).json()["usage"]
+    assert usage["prompt_tokens"] > 150 and usage["thrifty"]["kept_tokens"] == 48
+    answer = asked(limited, prompt=[program])
+    assert answer.status_code == 403 and answer.json()["error"]["param"] == "thrifty.prompt.0.technique"
+
+
 def test_a_request_drafts_with_no_model_that_the_operator_did_not_name(server: Live) -> None:
     answer = asked(server, decoding=[{"technique": "speculative", "draft": "smollm2-135m"}])
     assert answer.status_code == 400 and answer.json()["error"]["code"] == "recipe"

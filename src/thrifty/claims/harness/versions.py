@@ -30,6 +30,8 @@ MEASURING = (
     "evaluation/paired.py",
 )
 """What all claims measure and compare with, in the package."""
+PROMPTING = "claims/harness/prompting.py"
+"""What claims about prompt programs measure with beside it."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,13 @@ def code(name: str) -> str:
 
 
 def beside(tables: Iterable[str]) -> str:
-    """A hash of what else a row's figures come from: the cache techniques that ran, rivals and controls too, with their
-    defaults, and what measures and compares. tables: as `Run.tables` has them, the text of a list each.
+    """A hash of what else a row's figures come from: the techniques of prompt and cache that ran, rivals and controls
+    too, with their defaults, and what measures and compares. tables: as `Run.tables` has them, the text of a list each.
     """
     ran = {table["technique"] for text in tables for table in ast.literal_eval(text)}
-    known = sorted(ran & set(registry.names("cache")))
-    parts = [part for name in known for part in _technique("cache", name)]
+    known = [(stage, name) for stage in ("cache", "prompt") for name in sorted(ran & set(registry.names(stage)))]
+    parts = [part for stage, name in known for part in _technique(stage, name)]
+    parts += [("prompting", (PACKAGE / PROMPTING).read_bytes())] if any(stage == "prompt" for stage, _ in known) else []
     parts += [(name, (PACKAGE / name).read_bytes()) for name in MEASURING]
     return _hash(parts)[:16]
 

@@ -55,8 +55,8 @@ def _export(model: str, out: Path, kind: str, recipe: Recipe, copy: bool) -> Non
     from thrifty.models.export.folder import export_folder
     from thrifty.models.export.gguf import export_gguf
 
-    if recipe.cache or recipe.decoding:
-        raise RecipeError("a file of weights holds no cache and no decoding: give a recipe of [[weights]] alone")
+    if recipe.prompt or recipe.cache or recipe.decoding:
+        raise RecipeError("a file of weights holds no prompt, cache or decoding: give a recipe of [[weights]] alone")
     with opening.loading(model) as converting:
         loaded = open_model(model, recipe, copy=copy, progress=converting)
     with output.waiting(f"writing {out}"):

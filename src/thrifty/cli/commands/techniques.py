@@ -24,7 +24,7 @@ def command(
     name: Annotated[
         str | None, typer.Argument(metavar="NAME", show_default=False, help="Show this one in full.")
     ] = None,
-    stage: Annotated[str | None, typer.Option(help="Only this stage: weights, cache or decoding.")] = None,
+    stage: Annotated[str | None, typer.Option(help="Only this stage: weights, prompt, cache or decoding.")] = None,
     recipe: options.RecipePath = None,
     as_json: options.Json = False,
 ) -> None:

@@ -190,7 +190,7 @@ GRIDS = (
 def short_label(candidate: Candidate) -> str:
     """A candidate in few characters, such as "rtn 4, group 128 + snapkv 448 + kivi 4"; a recipe's own name as it is."""
     recipe: Recipe = candidate.recipe
-    stages = (recipe.weights, recipe.cache, recipe.decoding)
+    stages = (recipe.weights, recipe.prompt, recipe.cache, recipe.decoding)
     techniques = [_short(table) for stage in stages for table in stage]
     label = recipe.name or " + ".join(techniques) or recipe.label()
     return label if candidate.servable else f"{label} (off the grid)"

@@ -51,7 +51,7 @@ def ladder_asked(
 def _cache_of(path: Path) -> list[dict[str, object]]:
     """A recipe's cache tables. Raises typer.BadParameter where it has others, or none."""
     recipe = opening.read_recipe(path)
-    for stage in ("weights", "decoding"):
+    for stage in ("weights", "prompt", "decoding"):
         if getattr(recipe, stage):
             raise typer.BadParameter(
                 f"--tighten {path}: the recipe has [[{stage}]]; a request changes its cache alone: leave them out"

@@ -156,6 +156,7 @@ def usage_of(handle: Handle, first_token_seconds: float | None) -> dict[str, Any
     usage = handle.usage
     return {
         "prompt_tokens": usage.prompt_tokens,
+        "kept_tokens": usage.kept_tokens,
         "cached_tokens": usage.cached_tokens,
         "generated_tokens": usage.generated_tokens,
         "first_token_seconds": first_token_seconds and round(first_token_seconds, 3),

@@ -126,7 +126,8 @@ Traces = Annotated[
 RequestRecipes = Annotated[
     bool,
     typer.Option(
-        rich_help_panel=REQUESTS, help="Whether they may choose techniques of cache and decoding, and a cache's bound."
+        rich_help_panel=REQUESTS,
+        help="Whether they may choose techniques of prompt, cache and decoding, and a cache's bound.",
     ),
 ]
 RequestTechniques = Annotated[
@@ -252,7 +253,7 @@ def technique_names(given: Iterable[str] | None) -> tuple[str, ...] | None:
     from thrifty import registry
     from thrifty.errors import nearest
 
-    known = {*registry.names("cache"), *registry.names("decoding")}
+    known = {name for stage in ("prompt", "cache", "decoding") for name in registry.names(stage)}
     for name in given:
         if name not in known:
             raise typer.BadParameter(f"--request-technique {name!r} is no technique. {nearest(name, known)}")

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from thrifty import registry
+from thrifty.cache.composition import check_order
 from thrifty.decoding.constraint import Constraint
 from thrifty.decoding.grammars import Grammars
 from thrifty.decoding.option_values import tables
@@ -23,9 +24,11 @@ from thrifty.decoding.strategy import DecodingStrategy
 from thrifty.engine.admission import bounding
 from thrifty.engine.admission.masked_checks import check_kind, check_masked
 from thrifty.engine.admission.media_checks import check_drafts, check_media, room_behind
-from thrifty.engine.drafting.drafting import Drafting
+from thrifty.engine.admission.program_intake import ProgramIntake
+from thrifty.engine.drafting.drafting import NOTHING, Drafting
 from thrifty.engine.drafting.models import facts_of
 from thrifty.engine.media import seen_whole
+from thrifty.engine.prompt.reading import PromptReading, check_policies
 from thrifty.engine.request import Request
 from thrifty.engine.row_extra import RowExtra
 from thrifty.engine.running import Running
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from thrifty.cache.policy import CachePolicy
     from thrifty.engine.admission.adapter_shelf import AdapterShelf
     from thrifty.engine.admission.memory import EngineMemory
+    from thrifty.engine.drafting.model import EngineDraftModel
     from thrifty.models.model import Model
 
 Tables = Sequence[Mapping[str, Any]]
@@ -53,13 +57,14 @@ class Intake:
         context: int | None,
         cache: Tables,
         decoding: Tables,
+        programs: Tables = (),
         batch: int,
         chunk: int,
         adapters: AdapterShelf,
         drafts: Sequence[str] = (),
     ) -> None:
-        """chunk: the most rows that a prefill appends at once. drafts: models that requests may draft with, beside that
-        of the engine's own `decoding`.
+        """chunk: the most rows that a prefill appends at once. drafts: models that requests may draft with, beside
+        those of the engine's own `decoding` and `programs`.
 
         Raises PromptError where `context` exceeds the model's, RecipeError for the tables, BudgetError where the budget
         does not hold one token with them.
@@ -78,10 +83,13 @@ class Intake:
         self._batch = batch
         self._chunk = chunk
         self._adapters = adapters
+        memory.drafts.adapter_of = adapters.get
         self._cache = tuple(tables("cache", cache) or ())
         self._decoding = tuple(tables("decoding", decoding) or ())
-        self._drafts = frozenset((*drafts, *self._strategy(None).models))
+        self._programs = ProgramIntake(tuple(tables("programs", programs) or ()), memory, lambda: self._facts)
+        self._drafts = frozenset((*drafts, *self._strategy(None).models, *self._programs.names))
         drafting = self._drafting(None) if self._decoding else None
+        self._programs.models(self._programs.programs(None), lambda names: self._draft_models(names, tuple))
         memory.check(bounding.with_capacity(self._policies(None), 1), 1, 2, drafting=drafting, what="one token")
 
     def check(self, request: Request, accepted: Callable[[], Sequence[Running]] = tuple) -> Ticket:
@@ -105,18 +113,22 @@ class Intake:
         if self._config.mask_id is not None:
             check_masked(request)
             request = dataclasses.replace(request, media=seen_whole(request.token_ids))
-        drafting = self._drafting(request.decoding, accepted)
-        policies = self._fitted(request, drafting.rows)
+        salt = request.salt if request.share_prefix else None
+        drafting = self._drafting(request.decoding, accepted, salt)
+        reading, drafting = self._programs.reading(request, drafting, lambda names: self._draft_models(names, accepted))
+        rows = len(request.prompt) if reading is None else reading.rows
+        policies = self._fitted(request, drafting, reading, rows)
         if request.media is not None:
             check_media(request.media, self._config, policies, self._chunk)
             if request.media.pieces:
                 check_drafts(drafting.strategy)
         for policy in policies:
-            policy.check_prompt(self._memory.cache.model, len(request.prompt))
-        maximum = self._maximum(request, policies, drafting, len(request.prompt))
-        sampler = self._sampler(request)
+            policy.check_prompt(self._memory.cache.model, rows)
+        maximum = self._maximum(request, policies, drafting, rows, rows)
+        sampler = self._sampler(request, drafting.strategy.sampling(request.sampling))
         sampler.observe_prompt(request.token_ids)
-        return Ticket(request, policies, drafting, maximum, sampler, self._extra(request, drafting.strategy))
+        extra = self._extra(request, drafting.strategy)
+        return Ticket(request, policies, drafting, maximum, sampler, extra, reading)
 
     def check_fork(
         self,
@@ -141,8 +153,10 @@ class Intake:
             free=free,
             identity=_identity(),
         )
-        policies, drafting = parent.ticket.policies, parent.ticket.drafting
-        maximum = self._maximum(request, policies, drafting, parent.prompt_length)
+        policies = parent.ticket.policies
+        drafting = dataclasses.replace(parent.ticket.drafting, reading=NOTHING)
+        maximum = self._maximum(request, policies, drafting, parent.prompt_length, len(parent.tokens))
+        sampling = drafting.strategy.sampling(sampling)
         own = None if sampling.grammar == parent.sampler.parameters.grammar else self._constraint(sampling)
         sampler = parent.sampler.fork(stream, sampling, request.forced or (), own)
         return Ticket(request, policies, drafting, maximum, sampler, parent.extra)
@@ -154,16 +168,25 @@ class Intake:
         extra = RowExtra(adapter=adapter, taps=taps, residual=request.steering)
         return None if extra.plain else extra
 
-    def _fitted(self, request: Request, rows: int) -> tuple[CachePolicy, ...]:
-        """The request's policies, with the capacities that its byte budget gives them."""
+    def _fitted(
+        self, request: Request, drafting: Drafting, reading: PromptReading | None, rows: int
+    ) -> tuple[CachePolicy, ...]:
+        """The request's policies, with the capacities that its byte budget gives them; those of its prompt programs
+        first. rows: of its prompt that are read at most.
+        """
         model = self._memory.cache.model
-        policies = tuple(policy.for_prompt(model, request.ids) for policy in self._policies(request.cache))
+        known = request.ids if reading is None else ()  # which tokens are read is not known yet
+        policies = tuple(policy.for_prompt(model, known) for policy in self._policies(request.cache))
+        if reading is not None:
+            check_policies(reading.programs, policies)
+            policies = (*reading.policies, *policies)
+            check_order(policies)
         held = self._memory.sessions.policies_of(request)
         if held and request.cache_bytes is not None and bounding.taken_over(policies, held):
             return held  # a session goes on with the capacities that it began with
         wanted = self._wanted(request)
-        total = self.context if wanted is None else min(self.context, len(request.prompt) + wanted)
-        need = self._need(request, len(request.prompt), rows)
+        total = self.context if wanted is None else min(self.context, rows + wanted)
+        need = self._need(request, rows, drafting)
         return bounding.fitted(policies, request.cache_bytes, need, total)
 
     @staticmethod
@@ -171,22 +194,30 @@ class Intake:
         """The answer's tokens that the request asks for, None: as many as there may be."""
         return request.sampling.max_tokens if request.forced is None else len(request.forced) + request.free
 
-    def _need(self, request: Request, prefilled: int, rows: int) -> bounding.Need:
-        return lambda policies, total: self._memory.request_bytes(policies, prefilled, total, request.samples, rows)
+    def _need(self, request: Request, prefilled: int, drafting: Drafting) -> bounding.Need:
+        def need(policies: Sequence[CachePolicy], total: int) -> int:
+            held = self._memory.request_bytes(policies, prefilled, total, request.samples, drafting.rows)
+            return max(held, drafting.reading.cache)
 
-    def _maximum(self, request: Request, policies: Sequence[CachePolicy], drafting: Drafting, prefilled: int) -> int:
-        """The answer's bound in tokens. prefilled: tokens of the original prompt (a fork's prompt is longer)."""
-        held = len(request.prompt)
-        room = self.context - held
+        return need
+
+    def _maximum(
+        self, request: Request, policies: Sequence[CachePolicy], drafting: Drafting, prefilled: int, held: int
+    ) -> int:
+        """The answer's bound in tokens. prefilled: rows of the original prompt (a fork's prompt is longer). held: those
+        that the answer stands behind.
+        """
+        prompt = len(request.prompt)
+        room = self.context - prompt
         if room >= 1 and request.media is not None:
             room = room_behind(request.media, held, self.context)
         if room < 1:
             raise PromptError(
-                f"the prompt has {held} tokens; the context holds {self.context}, the answer included: "
+                f"the prompt has {prompt} tokens; the context holds {self.context}, the answer included: "
                 f"use at most {self.context - 1}"
             )
         wanted, bound = self._wanted(request), request.cache_bytes
-        need = self._need(request, prefilled, drafting.rows)
+        need = self._need(request, prefilled, drafting)
         if wanted is None or isinstance(wanted, AtMost):
             fitting = self._memory.longest(policies, prefilled, self.context, request.samples, drafting)
             if bound is not None:
@@ -195,7 +226,7 @@ class Intake:
             wanted = max(1, min(most, fitting - held))
         if wanted > room:
             raise PromptError(
-                f"max_tokens = {wanted} after a prompt of {held} tokens exceeds the context of {self.context}; "
+                f"max_tokens = {wanted} after a prompt of {prompt} tokens exceeds the context of {self.context}; "
                 f"use at most {room}, or None for as many as fit"
             )
         if bound is not None:
@@ -208,8 +239,6 @@ class Intake:
         self._policies(tables("cache", cache))
 
     def _policies(self, given: Tables | None) -> tuple[CachePolicy, ...]:
-        from thrifty.cache.composition import check_order
-
         chosen = self._cache if given is None else given
         policies = tuple(registry.build("cache", table) for table in chosen)
         check_order(policies)
@@ -228,20 +257,30 @@ class Intake:
         check_kind(str(chosen[0]["technique"]), strategy.fills_masks, self._config)
         return strategy
 
-    def _drafting(self, given: Tables | None, accepted: Callable[[], Sequence[Running]] = tuple) -> Drafting:
-        """The strategy with the models that draft for it. Raises RecipeError, BudgetError, and what loading raises."""
+    def _drafting(
+        self, given: Tables | None, accepted: Callable[[], Sequence[Running]] = tuple, salt: str | None = None
+    ) -> Drafting:
+        """The strategy with the models that draft for it. salt: of the request, None where it shares nothing. Raises
+        RecipeError, BudgetError, and what loading raises.
+        """
         strategy = self._strategy(given)
         if strategy.rows > 1 and self._memory.cache.model.state_layers:
             raise RecipeError(
                 f"decoding technique {type(strategy).__name__!r} drafts, but the model's recurrent layers cannot go "
                 "back to some of a draft's rows: decode with 'autoregressive'"
             )
-        self._check_drafts(strategy.models)
-        models = self._memory.drafts.require(
-            strategy.models, lambda nbytes: self._memory.check_accepted(accepted(), nbytes, "a model that drafts")
-        )
+        models = self._draft_models(strategy.models, accepted)
         strategy.check(self._facts, models)
-        return Drafting(strategy, self._facts, models)
+        self._memory.kept.check(strategy.keeps(self._facts))
+        return Drafting(strategy, self._facts, models, self._memory.drafts.costs, self._memory.kept, salt)
+
+    def _draft_models(
+        self, names: Sequence[str], accepted: Callable[[], Sequence[Running]]
+    ) -> Mapping[str, EngineDraftModel]:
+        self._check_drafts(names)
+        return self._memory.drafts.require(
+            names, lambda nbytes: self._memory.check_accepted(accepted(), nbytes, "a model that drafts")
+        )
 
     def _check_drafts(self, names: Sequence[str]) -> None:
         """Raise RecipeError for a model that the engine's owner did not name: a request alone loads none."""
@@ -253,11 +292,12 @@ class Intake:
                     f"drafts=({name!r:.200},)"
                 )
 
-    def _sampler(self, request: Request) -> Sampler:
+    def _sampler(self, request: Request, sampling: SamplingParameters) -> Sampler:
+        """sampling: the request's, as its strategy has it."""
         if request.forced is not None:
-            return ForcedSampler(request.sampling, self.vocabulary_size, request.forced, absent=self._absent)
-        constraint = self._constraint(request.sampling)
-        return Sampler(request.sampling, self.vocabulary_size, absent=self._absent, constraint=constraint)
+            return ForcedSampler(sampling, self.vocabulary_size, request.forced, absent=self._absent)
+        constraint = self._constraint(sampling)
+        return Sampler(sampling, self.vocabulary_size, absent=self._absent, constraint=constraint)
 
     def _constraint(self, sampling: SamplingParameters) -> Constraint | None:
         if sampling.grammar is None:

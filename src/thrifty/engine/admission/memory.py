@@ -8,10 +8,13 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from thrifty.cache.pool import Cache
-from thrifty.engine.admission.charges import GRAMMARS, Charges
+from thrifty.engine.admission.charges import GRAMMARS
+from thrifty.engine.admission.owed import missing, taken_over
 from thrifty.engine.admission.prefix_keys import adapter_key, plain_salt_key, salt_key
+from thrifty.engine.admission.reopening import Reopening
 from thrifty.engine.admission.request_sizes import RequestSizes
 from thrifty.engine.drafting.models import DRAFT, DraftModels, LoadDraft, load_draft
+from thrifty.engine.drafting.shelf import KeptShelf
 from thrifty.engine.model_info import model_info
 from thrifty.engine.plan.native_runner import NativeRunner
 from thrifty.engine.runner import Runner
@@ -30,7 +33,7 @@ SESSION_BYTES = 1_000_000_000
 """What sessions may hold, in memory and on disk, unless an engine is told otherwise."""
 
 
-class EngineMemory(Charges):
+class EngineMemory(Reopening):
     """Charges weights and workspace, opens and frees the caches of sequences. ledger: bytes by category."""
 
     def __init__(
@@ -67,7 +70,8 @@ class EngineMemory(Charges):
         )
         self.sessions = Sessions(self.cache, session_bytes)
         native = None if isinstance(runner, NativeRunner) else False
-        self.drafts = DraftModels(self.cache.tiers, load_draft, native=native, batch=batch)
+        self.drafts = DraftModels(model, self.cache.tiers, load_draft, native=native, batch=batch)
+        self.kept = KeptShelf(self.cache.tiers)
         super().__init__(
             RequestSizes(self.cache, model.config.hidden_size, chunk),
             budget=self.ledger.budget,
@@ -95,10 +99,11 @@ class EngineMemory(Charges):
         """
         ticket, prompt = sequence.ticket, sequence.prompt_length
         samples, drafted = ticket.request.samples, sequence.drafted_rows
-        rows, drafts = samples * ticket.drafting.rows, samples * ticket.drafting.nbytes(sequence.total)
+        reading = sequence.drafting.reading
+        rows, drafts = samples * ticket.drafting.rows, samples * ticket.drafting.nbytes(sequence.total) + reading.drafts
         covered = min(sequence.total, prompt + PAGE) + drafted
-        need = self._sizes.held(ticket.policies, prompt, covered, samples).peak_bytes
-        hidden = self._sizes.hidden(ticket.policies, prompt)
+        need = max(reading.cache, self._sizes.held(ticket.policies, prompt, covered, samples).peak_bytes)
+        hidden = 0 if sequence.reading is not None else self._sizes.hidden(ticket.policies, prompt)
         owner = f"request {ticket.request.identity}"
         with ExitStack() as undo:
             self._take_rows(rows)
@@ -123,7 +128,7 @@ class EngineMemory(Charges):
 
     def publish(self, sequence: Running) -> None:
         """Offer the pages of a prompt that are computed so far to the prefix tree."""
-        self._publish(sequence, sequence.ticket.request.ids)
+        self._publish(sequence, sequence.tokens[: sequence.prompt_length])
 
     def publish_text(self, cache: SequenceCache, tokens: Sequence[int], salt: str) -> None:
         """Offer the pages of a text that no request reads to prompts under a salt that begin alike."""
@@ -184,8 +189,11 @@ class EngineMemory(Charges):
         child.draft_bytes = drafts
 
     def park(self, sequence: Running) -> None:
-        """Let the sequence's segments move to the disk tier; its promise ends, and so does its drafter."""
+        """Let the sequence's segments move to the disk tier; its promise ends, and so do its drafter and its programs,
+        which begin anew."""
         assert sequence.cache is not None
+        if sequence.reading is not None:
+            sequence.stop_prefill()
         self._end_drafts(sequence)
         sequence.cache.park()
 
@@ -200,10 +208,10 @@ class EngineMemory(Charges):
             tokens = min(sequence.total, len(sequence.tokens) + PAGE) + drafted
         decoding = sequence.state is State.DECODING
         growth = max(0, self._need_of(sequence, tokens) - cache.reservation.nbytes) if decoding else 0
-        drafts = sequence.samples * sequence.ticket.drafting.nbytes(sequence.total)
+        drafts = sequence.samples * sequence.ticket.drafting.nbytes(sequence.total) + sequence.drafting.reading.drafts
         extra = growth + drafts + beside * self._sizes.page_bytes
-        self.cache.tiers.make_room(_missing(sequence) + extra)
-        self.ledger.reserve(f"request {sequence.answer.identity}", _missing(sequence) + extra).release()
+        self.cache.tiers.make_room(missing(sequence) + extra)
+        self.ledger.reserve(f"request {sequence.answer.identity}", missing(sequence) + extra).release()
         cache.resume()
         try:
             if decoding:
@@ -230,7 +238,7 @@ class EngineMemory(Charges):
         """
         self._give_rows(sequence.rows)
         sequence.rows = 0
-        sequence.prefill = None
+        sequence.stop_prefill()
         self._end_drafts(sequence)
         if sequence.cache is not None:
             self._drop_hidden(sequence)
@@ -253,11 +261,13 @@ class EngineMemory(Charges):
         self.cache.recount("workspace", fixed, hidden)
         drafts = self.drafts.nbytes + sum(sequence.draft_bytes for sequence in sequences)
         self._give_drafts(self.ledger.bytes_of(DRAFT) - drafts)
+        self.kept.recount()
 
     def close(self) -> None:
         """Forget the prefix tree and give back everything but the weights."""
         self._closed = True
         self.drafts.close()
+        self.kept.close()
         self.sessions.close()
         if self.cache.checkpoints is not None:
             self.cache.checkpoints.shrink(-1)
@@ -289,7 +299,7 @@ class EngineMemory(Charges):
         shared = self._sizes.shared(policies, prompt, sequence.shared, sequence.cache.length)
         need = self._sizes.decoding(policies, prompt, tokens, shared)
         lent = sequence.session is not None and sequence.session.lent
-        return max(0, need - _taken_over(sequence.cache)) if lent else need
+        return max(0, need - taken_over(sequence.cache)) if lent else need
 
     def _resize(self, sequence: Running, tokens: int) -> None:
         cache = sequence.cache
@@ -301,7 +311,7 @@ class EngineMemory(Charges):
 
     def session_kind(self, sequence: Running) -> Hashable:
         """What the rows of a session depend on beside its tokens and its recipe."""
-        _, classes, steering = salt_key(sequence, self._ropes_by_length)
+        _, classes, steering, *_ = salt_key(sequence, self._ropes_by_length)
         return adapter_key(sequence), classes, steering
 
     def _promise(self, sequence: Running, owner: str, need: int) -> Reservation:
@@ -318,7 +328,9 @@ class EngineMemory(Charges):
         if session is not None and session.source.cache is not None:
             return self.sessions.resume(session, reservation)
         keys: Sequence[Hashable] = sequence.tokens if sequence.ticket.request.share_prefix else ()
-        if sequence.media is not None and keys:
+        if sequence.reading is not None:
+            keys = ()  # its programs say what it begins with
+        elif sequence.media is not None and keys:
             keys = sequence.media.keys(sequence.tokens)
         return self.cache.create(
             sequence.ticket.policies,
@@ -328,16 +340,3 @@ class EngineMemory(Charges):
             reservation=reservation,
             publishes=sequence.ticket.request.share_prefix,
         )
-
-
-def _taken_over(cache: SequenceCache) -> int:
-    """Bytes of a cache that it took over from a session, outside its own promise."""
-    return sum(segment.nbytes for segment in cache.segments() if segment.reservation is not cache.reservation)
-
-
-def _missing(sequence: Running) -> int:
-    """Bytes that a parked sequence needs before it can go on: what was promised, and what lies on disk."""
-    cache = sequence.cache
-    assert cache is not None and cache.reservation is not None
-    away = sum(segment.nbytes for segment in cache.segments() if segment.tier == "disk")
-    return max(cache.reservation.outstanding, away)

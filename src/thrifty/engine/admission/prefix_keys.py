@@ -19,15 +19,20 @@ def adapter_key(sequence: Running) -> str:
     return "" if adapter is None else adapter.version
 
 
-def salt_key(sequence: Running, ropes: Sequence[RopeConfig]) -> tuple[str, Hashable, str]:
+Salt = tuple[str, Hashable, str] | tuple[str, Hashable, str, str]
+
+
+def salt_key(sequence: Running, ropes: Sequence[RopeConfig], length: int | None = None) -> Salt:
     """The request's salt beside what else its rows depend on, each a part of its own, so that no salt looks like it.
 
     ropes: those that turn by the length of their sequence. Their keys are shared between prompts under which they turn
-    alike, those of steered rows between requests that steer alike.
+    alike, those of steered rows between requests that steer alike, those of a prompt of which programs had some tokens
+    read between requests with the same programs. length: of the prompt that the rows are of; None: the sequence's.
     """
     request = sequence.ticket.request
-    classes = tuple(length_class(rope, sequence.prompt_length) for rope in ropes)
-    return request.salt, classes, steering_key(request.steering)
+    classes = tuple(length_class(rope, sequence.prompt_length if length is None else length) for rope in ropes)
+    key = request.salt, classes, steering_key(request.steering)
+    return (*key, sequence.program_key) if sequence.program_key else key
 
 
 def plain_salt_key(salt: str, length: int, ropes: Sequence[RopeConfig]) -> tuple[str, Hashable, str]:

@@ -9,6 +9,7 @@ from thrifty.bisection import largest
 from thrifty.cache.footprint import Footprint
 from thrifty.cache.policy import CachePolicy
 from thrifty.engine.admission.request_sizes import RequestSizes
+from thrifty.engine.drafting.drafting import NOTHING
 from thrifty.errors import BudgetError
 from thrifty.formats.kv import PAGE
 from thrifty.storage.budget import format_size
@@ -61,12 +62,14 @@ class RequestBounds:
     ) -> Footprint:
         """Upper bounds of the bytes that a request takes beyond weights and workspace: its caches, a row of
         logits a sample (or as many as it drafts), the hidden state of its chunk or, where it compresses, of its prompt,
-        and what models that draft hold for it.
+        what models that draft hold for it, and what prompt programs hold before that.
         """
         rows = 1 if drafting is None else drafting.rows
+        reading = NOTHING if drafting is None else drafting.reading
         held = self._sizes.held(policies, prompt, total + rows - 1, samples)
         beside = samples * (rows * self._row_bytes + (0 if drafting is None else drafting.nbytes(total)))
-        return Footprint(peak_bytes=held.peak_bytes + beside, steady_bytes=held.steady_bytes + beside)
+        peak = max(held.peak_bytes, reading.cache) + beside + reading.drafts
+        return Footprint(peak_bytes=peak, steady_bytes=held.steady_bytes + beside)
 
     def together(self, policies: Sequence[CachePolicy], prompt: int, total: int, sequences: int) -> Footprint:
         """`footprint` of several requests that share nothing: the last prompt is filled while the others decode."""
@@ -119,7 +122,7 @@ class RequestBounds:
         for sequence in sequences:
             ticket, samples = sequence.ticket, sequence.samples
             bound = self.footprint(
-                ticket.policies, sequence.prompt_length, sequence.total, samples, ticket.drafting
+                ticket.policies, sequence.prompt_length, sequence.total, samples, sequence.drafting
             ).peak_bytes
             if bound > room:
                 raise BudgetError(
@@ -133,7 +136,7 @@ class RequestBounds:
         bounds = [self.footprint((), 1, 2).peak_bytes]
         for sequence in sequences:
             ticket, prompt = sequence.ticket, sequence.prompt_length
-            bound = self.footprint(ticket.policies, prompt, sequence.total, sequence.samples, ticket.drafting)
+            bound = self.footprint(ticket.policies, prompt, sequence.total, sequence.samples, sequence.drafting)
             bounds.append(bound.peak_bytes)
         return self._weights + self.adapters + self.workspace + self.drafts_bytes + max(bounds)
 
@@ -156,6 +159,10 @@ class RequestBounds:
             return self.footprint(policies, min(prompt, tokens), tokens, samples, drafting).peak_bytes <= room
 
         return largest(0, total, fits)
+
+    def pass_bytes(self, policy: CachePolicy, prompt: int) -> int:
+        """The most bytes of a pass by layers over a prompt under a policy: its cache, and its hidden state."""
+        return self._sizes.held((policy,), prompt, prompt, 1).peak_bytes
 
     def request_bytes(
         self, policies: Sequence[CachePolicy], prompt: int, total: int, samples: int = 1, rows: int = 1

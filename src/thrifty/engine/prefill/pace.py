@@ -23,6 +23,10 @@ class Pace:
         """Whether chunks are cut at all."""
         return self._target > 0
 
+    def anew(self) -> Pace:
+        """The same target, for rows of another model."""
+        return Pace(1e3 * self._target)
+
     def measured(self, rows: int, layers: int, seconds: float) -> None:
         """`rows` rows went through `layers` layers in so many seconds."""
         cost = seconds / (rows * layers)

@@ -17,11 +17,11 @@ from thrifty.engine.prefill.pace import Pace
 from thrifty.engine.prefill.prompt_rows import PromptRows
 from thrifty.engine.prefill.rehearsal import RehearsedPrefill
 from thrifty.engine.runner import CHUNK, Rows, Runner
+from thrifty.engine.running import Prefill, Running
 from thrifty.formats.kv import PAGE
 
 if TYPE_CHECKING:
     from thrifty.cache.sequence import SequenceCache
-    from thrifty.engine.running import Prefill, Running
 
 
 def start_prefill(
@@ -31,6 +31,18 @@ def start_prefill(
     cache = sequence.cache
     assert cache is not None, "an admitted sequence has a cache"
     sequence.answer.mark_admitted(cache.hit)
+    return prefill_of(runner, sequence, cache, chunk, publish, pace)
+
+
+def prefill_of(
+    runner: Runner,
+    sequence: Running,
+    cache: SequenceCache,
+    chunk: int,
+    publish: Callable[[Running], None],
+    pace: Pace,
+) -> Prefill:
+    """The prefill of a sequence's tokens that a cache asks for; see `start_prefill`."""
     cache.remember(sequence.tokens)
     prompt = PromptRows(cache, sequence.tokens, sequence.extra, sequence.media)
     if cache.layer_major:
@@ -44,7 +56,7 @@ def start_prefill(
     return ChunkedPrefill(runner, cache, prompt, chunk, pace, lambda: publish(sequence))
 
 
-class ChunkedPrefill:
+class ChunkedPrefill(Prefill):
     """One chunk of tokens after the other, each through all layers: for caches that keep what they are given."""
 
     def __init__(
@@ -112,7 +124,7 @@ class ChunkedPrefill:
         return rows.start + len(rows.tokens) == len(self._prompt)
 
 
-class LayerMajorPrefill:
+class LayerMajorPrefill(Prefill):
     """The whole prompt through one layer at a time; each layer is compressed before the next one starts.
 
     So the peak is one full layer plus the compressed rest (and the hidden state of the prompt, as workspace).
@@ -138,6 +150,17 @@ class LayerMajorPrefill:
 
     def advance(self, sliced: bool = False) -> Scores | None:
         """The rest of a layer, chunked inside, then the policies on it; sliced: some of the chunks, or the policies."""
+        if self.piece(sliced) < self._runner.layers:
+            return None
+        self.commit()
+        return self._prompt.scores(self._runner, self._hidden, self._scored)
+
+    def commit(self) -> None:
+        """All layers have had the prompt: the cache holds it from now on."""
+        self._cache.commit(len(self._hidden))
+
+    def piece(self, sliced: bool = False) -> int:
+        """The next piece; how many layers are done after it."""
         before = time.perf_counter()
         end = len(self._prompt)
         if self._next == self._start:
@@ -146,7 +169,7 @@ class LayerMajorPrefill:
             self._chunks(sliced)
             spent = time.perf_counter() - before
             if sliced and (self._next < end or not self._pace.fits(spent + self._sealing)):
-                return None
+                return self._layer
         return self._seal()
 
     def _chunks(self, sliced: bool) -> None:
@@ -165,13 +188,10 @@ class LayerMajorPrefill:
             if stop == self._border:
                 self._cache.put_sums(layer)
 
-    def _seal(self) -> Scores | None:
-        """Let the policies act on the layer; the scores of the last tokens where it is the last layer."""
+    def _seal(self) -> int:
+        """Let the policies act on the layer; how many are done then."""
         before = time.perf_counter()
         self._cache.seal_layer(self._layer)
         self._sealing = time.perf_counter() - before
         self._layer, self._next = self._layer + 1, self._start
-        if self._layer < self._runner.layers:
-            return None
-        self._cache.commit(len(self._hidden))
-        return self._prompt.scores(self._runner, self._hidden, self._scored)
+        return self._layer

@@ -15,15 +15,15 @@ from thrifty.decoding.scores import ArrayScores, Scores
 from thrifty.engine.prefill.pace import Pace
 from thrifty.engine.prefill.prompt_rows import PromptRows
 from thrifty.engine.runner import Rows, Runner, chunk_end
+from thrifty.engine.running import Prefill
 
 if TYPE_CHECKING:
     from thrifty.cache.rehearsals import Rehearsals
     from thrifty.cache.sequence import SequenceCache
     from thrifty.cache.statistics import Rehearsal
-    from thrifty.engine.running import Prefill
 
 
-class RehearsedPrefill:
+class RehearsedPrefill(Prefill):
     """A plain prefill, rehearsals, and the policies on all layers; see `Prefill`."""
 
     def __init__(

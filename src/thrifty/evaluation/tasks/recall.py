@@ -12,7 +12,7 @@ from thrifty.evaluation.halves import Half
 from thrifty.evaluation.tasks._answering import Answering
 from thrifty.evaluation.tasks._framing import Frame, Mode
 from thrifty.evaluation.tasks._haystack import NAMES, Haystack, numbers
-from thrifty.evaluation.tasks.task import Item, TaskTurn
+from thrifty.evaluation.tasks.task import Item, TaskTurn, Tokens
 
 NEEDLE = "The secret number of {name} is {number}."
 QUESTION = "What is the secret number of {name}?"
@@ -39,11 +39,19 @@ class Recall(Answering):
 
     def _item(self, haystack: Haystack, frame: Frame, seed: int, number: int) -> Item:
         chance = self.chance(seed, number)
-        facts, context = hidden(haystack, frame, chance, self.keys, self.digits, self.length, self.mode)
+        facts, context = hidden(haystack, frame, chance, self.keys, self.digits, self.bound(frame), self.mode)
         name, expected = facts[0]
-        prompt, fed = frame.first(context, *asked(name), self.mode)
+        prompt, fed = self.framed(frame, context, *asked(name))
         turns = (TaskTurn(fed, (expected,)),)
         return self.item(number, prompt, turns, self.room(prompt, turns))
+
+    def bound(self, frame: Frame) -> int:
+        """Tokens of the prose, the frame and a question that is part of it."""
+        return self.length
+
+    def framed(self, frame: Frame, context: str, question: str, lead: str) -> tuple[Tokens, Tokens]:
+        """(what is compressed, what is fed after it)."""
+        return frame.first(context, question, lead, self.mode)
 
 
 def asked(name: str) -> tuple[str, str]:

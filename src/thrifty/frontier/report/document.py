@@ -49,6 +49,7 @@ class Candidate(_Part):
 
     recipe: str
     weights: list[dict[str, Any]] = Field(default_factory=list)
+    prompt: list[dict[str, Any]] = Field(default_factory=list)
     cache: list[dict[str, Any]] = Field(default_factory=list)
     decoding: list[dict[str, Any]] = Field(default_factory=list)
     grid: str = "as shipped"
@@ -79,7 +80,7 @@ class Candidate(_Part):
     @property
     def uncompressed(self) -> bool:
         """Whether it is the baseline of its grid."""
-        return not (self.weights or self.cache or self.decoding)
+        return not (self.weights or self.prompt or self.cache or self.decoding)
 
     @property
     def kl(self) -> float | None:

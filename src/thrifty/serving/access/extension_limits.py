@@ -18,10 +18,11 @@ def granted(settings: ServerSettings, asked: Extensions) -> dict[str, Any]:
     Raises RequestError: 403 for what the operator turned off, 400 for a value beyond a limit, with both.
     """
     _check_turned_on(settings, asked)
-    for stage, tables in (("cache", asked.cache), ("decoding", asked.decoding)):
+    for stage, tables in (("cache", asked.cache), ("prompt", asked.prompt), ("decoding", asked.decoding)):
         _check_techniques(settings.request_techniques, tables or (), f"thrifty.{stage}")
     return {
         "cache": asked.cache,
+        "programs": asked.prompt,
         "decoding": asked.decoding,
         "cache_bytes": _cache_bytes(settings.request_cache_memory, asked.cache_memory),
         "priority": _priority(settings.priority, asked.priority),
@@ -31,7 +32,7 @@ def granted(settings: ServerSettings, asked: Extensions) -> dict[str, Any]:
 def _check_turned_on(settings: ServerSettings, asked: Extensions) -> None:
     if settings.request_recipes:
         return
-    for name in ("cache", "cache_memory", "decoding"):
+    for name in ("cache", "cache_memory", "prompt", "decoding", "counterfactual"):
         if getattr(asked, name) is not None:
             param = f"thrifty.{name}"
             raise RequestError(f"'{param}' is turned off on this server; leave it out", 403, param)

@@ -116,8 +116,9 @@ def chosen(what: str, formats: Sequence[Format], names: Sequence[str] | None) ->
 
 
 def _own(recipe: Recipe, base: tuple[Format, Format]) -> Cell:
-    if recipe.decoding:
-        raise RecipeError("a study measures weights and cache, and this recipe has a decoding stage: leave it out")
+    for stage in ("prompt", "decoding"):
+        if getattr(recipe, stage):
+            raise RecipeError(f"a study measures weights and cache, and this recipe has a {stage} stage: leave it out")
     weights, cache = base
     if recipe.weights:
         weights = Format(Recipe(weights=recipe.weights).label(), tuple(recipe.weights))

@@ -1,0 +1,1 @@
+"""One prompt program a file."""
