@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 from thrifty.decoding.option_values import flag, shown
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.admission.weights_bound import weights_bound
-from thrifty.engine.drafting.models import load_draft
+from thrifty.engine.counterfactual import hindsight, observation, replaced
+from thrifty.engine.drafting.models import facts_of, load_draft
 from thrifty.engine.engine import Engine
 from thrifty.engine.options import EngineOptions
 from thrifty.engine.prompts import are_messages, encoded, prompt_list
@@ -26,6 +27,7 @@ from thrifty.recipe import Recipe
 from thrifty.storage.budget import parse_size
 
 if TYPE_CHECKING:
+    from thrifty.decoding.noise import GumbelNoise
     from thrifty.models.model import Model
     from thrifty.weights.calibration import CalibrationSet
 
@@ -251,18 +253,45 @@ class Thrifty:
         cache_memory: `Request.cache_bytes`, in bytes or as "20MB". adapter: the name of one of the engine's. session:
         `Request.session`. options: those of sampling, and for messages those of `chat`.
         """
+        bound = None if cache_memory is None else parse_size(cache_memory, "cache_memory")
+        fields = {"samples": samples, "cache_bytes": bound, "adapter": adapter, "session": session}
+        return self.engine.submit(self._request(prompt, options, **fields))
+
+    def replay(
+        self, prompt: Prompt | Messages, answer: Sequence[int], place: int, token: int, **options: Any
+    ) -> Result:
+        """What the answer would have been, had `token` stood at a place of it (0: its first token): its tokens before
+        that place, the token, and what follows by the same noise.
+
+        answer: the factual token ids. options: those of the factual answer, with its `seed` and `noise="gumbel"` (or
+        the noise of `hindsight`), `max_tokens` a number; `adapter` too. An edited prompt alone needs no replay:
+        `generate` answers it by the same noise. Raises PromptError where there is no such place, or no seed.
+        """
+        adapter = options.pop("adapter", None)
+        request = self._request(prompt, options, adapter=adapter)
+        if request.sampling.noise is None or request.sampling.seed is None:
+            raise PromptError("a replay needs the noise of the factual answer: give noise='gumbel' and its seed")
+        return self.engine.submit(replaced(request, answer, place, token)).result()
+
+    def hindsight(self, prompt: Prompt | Messages, answer: Sequence[int], **options: Any) -> GumbelNoise:
+        """Noise that explains an answer which was not drawn here, as the option `noise` of other requests takes it.
+
+        answer: its token ids behind the prompt. options: those that it was drawn with, a temperature above 0 among
+        them; `seed` says which of all noise that explains it: give the same to the replay. It takes 4 bytes times the
+        vocabulary a token. Raises PromptError where a token could not have been drawn.
+        """
+        adapter = options.pop("adapter", None)
+        facts = facts_of(self.model)
+        if options.get("seed") is None:
+            raise PromptError("hindsight needs a seed, which the replay gives again; give one")
+        request = observation(self._request(prompt, options, adapter=adapter), answer, facts)
+        with self.engine.submit(request) as handle:
+            return hindsight(request, handle, facts)
+
+    def _request(self, prompt: Prompt | Messages, options: Mapping[str, Any], **fields: Any) -> Request:
         sampling, template = _split(options)
         parameters = SamplingParameters.of(**sampling)
-        bound = None if cache_memory is None else parse_size(cache_memory, "cache_memory")
-        request = Request(
-            prompt=self.encode(prompt, **template),
-            sampling=parameters,
-            samples=samples,
-            cache_bytes=bound,
-            adapter=adapter,
-            session=session,
-        )
-        return self.engine.submit(request)
+        return Request(prompt=self.encode(prompt, **template), sampling=parameters, **fields)
 
     def encode(self, prompt: Prompt | Messages, **template: Any) -> list[int]:
         """Token ids of a text, of messages through the chat template, or the ids themselves.

@@ -87,7 +87,7 @@ def run(policies, n):
         heads=HEADS, kv_heads=HEADS, head_dim=DIMENSION, windows=(None,) * LAYERS, rotation=rotation,
         head_scores=scores, instruct=lambda text, quoted: (1, *quoted, 2),
     )
-    cache, stages = Cache(model, prefix_tree=False), []
+    cache, stages = Cache(model, prefix_tree=False, disk=True), []
     start = resident()
     sequence = cache.create(policies)
     note = lambda: stages.append((resident() - start, cache.ledger.current))

@@ -40,6 +40,66 @@ void test_attention(int dim, int group, int kv_heads, int window, float softcap)
   for (float x : out) expect(std::isfinite(x), "attention is not finite");
 }
 
+// Slots that lie in a file, read into two buffers head group by head group: the same bits as in memory, sums included;
+// and a file that ends early is told.
+void test_streamed_heads(int group, int together) {
+  const int dim = 64, kv_heads = 4, heads = group * kv_heads, capacity = 320, tokens = 300, rows = 3;
+  View there(1, kv_heads, dim), away(1, kv_heads, dim);
+  std::vector<Exact> memory;
+  for (int head = 0; head < kv_heads; head++) memory.push_back(slab(Format::bf16, capacity, dim));
+  const int64_t bytes = (int64_t)slab_layout(Format::bf16, capacity, dim).bytes;
+  for (const Exact& one : memory)  // no two alike
+    for (int64_t i = 0; i < bytes / 2; i++)
+      ((uint16_t*)one.address())[i] = (uint16_t)(0x3e00u + random_source() % 0x180u + (random_source() % 2 << 15));
+  std::FILE* const file = std::tmpfile();
+  for (const Exact& one : memory) std::fwrite((const void*)one.address(), 1, (size_t)bytes, file);
+  std::fflush(file);
+  std::vector<Exact> buffers;
+  for (int i = 0; i < 2; i++) buffers.emplace_back((size_t)(bytes * together));
+  const auto push = [&](int first, bool cut) {
+    const int last = std::min(first + together, kv_heads), buffer = first / together % 2;
+    StreamGroup own{first, last, fileno(file), false, buffer, {}};
+    const int64_t all = bytes * (last - first);
+    own.reads.push_back({bytes * first + (cut ? 1 : 0), all, all, (uint8_t*)buffers[(size_t)buffer].address()});
+    for (int head = first; head < last && !cut; head++)
+      away.push(0, head, buffers[(size_t)buffer].address() + (uintptr_t)(bytes * (head - first)), tokens, capacity,
+                (int)Format::bf16, 0, true);
+    away.stream(0, own);
+  };
+  for (int head = 0; head < kv_heads; head++)
+    there.push(0, head, memory[(size_t)head].address(), tokens, capacity, (int)Format::bf16, 0, true);
+  for (int first = 0; first < kv_heads; first += together) push(first, false);
+  const size_t row = (size_t)heads * (size_t)dim;
+  const auto q = floats(rows * row);
+  const auto run = [&](View& view, std::vector<float>& out, std::vector<float>& sums) {
+    Attention attention;
+    AttentionBuffers own;
+    std::vector<View*> views{&view};
+    std::unique_ptr<Streams> streams;
+    if (Streams::wanted(views)) streams = std::make_unique<Streams>(views, std::vector<int>{0});
+    attention.begin(streams.get(), streams ? streams->stages(0) : nullptr);
+    attention.add(view, 0, {heads, 0.1f, 0.0f, 0, sums.data(), tokens}, rows, q.data(), out.data());
+    attention.prepare(own, Pool::shared().threads());
+    Pool::shared().run(Attention::scratch_bytes(dim, group), [&](Worker& w) { attention.run(w); });
+    return streams ? streams->error() : "";
+  };
+  const auto same = [](const std::vector<float>& one, const std::vector<float>& other) {
+    return std::memcmp(one.data(), other.data(), one.size() * sizeof(float)) == 0;
+  };
+  std::vector<float> expected(rows * row), found(rows * row), sums((size_t)(heads * tokens)), other(sums.size());
+  run(there, expected, sums);
+  expect(run(away, found, other).empty() && same(found, expected) && same(other, sums),
+         "slots that were read from a file differ from those in memory");
+  expect(away.bytes_read() == bytes * kv_heads, "not every byte was read once");
+  away.clear(0, -1);
+  expect(!away.streams(), "a cleared layer still reads");
+  for (int head = 0; head < kv_heads; head++)
+    away.push(0, head, memory[(size_t)head].address(), tokens, capacity, (int)Format::bf16, 0, true);
+  for (int first = 0; first < kv_heads; first += together) push(first, true);
+  expect(run(away, found, other).find("ends before them") != std::string::npos, "a file that ends early went unseen");
+  std::fclose(file);
+}
+
 // Rows that select pages, alone and several of a page together, over blocks of all formats that are full or not: the
 // same bits; and not those of a row that sees everything.
 void test_selected_pages(int dim, int group, int page) {

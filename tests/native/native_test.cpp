@@ -373,6 +373,7 @@ int main() {
     for (bool mean : {false, true})
       test_witness(64, 3, 0.0f, mean), test_witness(128, 1, 5.0f, mean), test_witness(42, 2, 0.0f, mean);
     for (int page : {16, 32, 64}) test_selected_pages(64, 3, page), test_selected_pages(42, 2, page);
+    for (int together : {1, 2, 3, 4}) test_streamed_heads(1, together), test_streamed_heads(3, together);
     for (int dim : {16, 18, 64, 66, 94, 96, 128})
       for (Format format : {Format::f32, Format::int8, Format::int4, Format::int2, Format::int4g16, Format::int2g16})
         test_last_channel(format, dim);

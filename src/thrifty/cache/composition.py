@@ -27,6 +27,7 @@ def check_order(policies: Sequence[CachePolicy]) -> None:
     _check_rehearsal(policies)
     _check_selection(policies)
     _check_causal(policies)
+    _check_offloading(policies)
     quantiser: CachePolicy | None = None
     ragged: CachePolicy | None = None
     for policy in policies:
@@ -97,6 +98,36 @@ def _check_selection(policies: Sequence[CachePolicy]) -> None:
             f"cache technique '{selecting[0].name}' bounds scores by keys alone, but '{biased[0].name}' adds to them: "
             "keep one of them"
         )
+
+
+def offloading(policies: Sequence[CachePolicy]) -> CachePolicy | None:
+    """The policy by which what is stored lies on disk while steps read it, if there is one."""
+    return next((policy for policy in policies if policy.traits.offloads), None)
+
+
+def _check_offloading(policies: Sequence[CachePolicy]) -> None:
+    """What moves everything to disk acts last, and beside nothing that needs all of it in memory at once."""
+    last = offloading(policies)
+    if last is None:
+        return
+    if policies[-1] is not last:
+        raise RecipeError(
+            f"cache technique '{last.name}' moves to disk what the others leave, but '{policies[-1].name}' comes "
+            f"behind it: put '{last.name}' last, once"
+        )
+    for policy in policies[:-1]:
+        rewrites = policy.watches_decode and not (policy.traits.whole_pages or policy.traits.quantises)
+        reason = (
+            "selects what rows attend to by pages that lie in memory"
+            if policy.traits.selects
+            else "judges the whole prompt in memory"
+            if isinstance(policy, RehearsingPolicy)
+            else "evicts single slots while decoding, and so rewrites all layers in memory"
+            if rewrites
+            else None
+        )
+        if reason is not None:
+            raise RecipeError(f"cache technique '{policy.name}' {reason}, which '{last.name}' moves to disk: keep one")
 
 
 def page_selection(policies: Sequence[CachePolicy], model: ModelInfo) -> PageSelection | None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from thrifty.cache.composition import rehearsing, wanted
+from thrifty.cache.composition import offloading, rehearsing, wanted
 from thrifty.cache.model_info import LayerGroup, ModelInfo, Widths
 from thrifty.cache.policy import BLOCK, CachePolicy
 from thrifty.cache.rehearsals import working_bytes
 from thrifty.cache.rehearsing_policy import RehearsingPolicy
 from thrifty.cache.slots.states import slab_bytes
+from thrifty.cache.slots.streaming import BUFFERS
 from thrifty.cache.tree import first_page
 from thrifty.formats import kv
 from thrifty.formats.kv import PAGE
+from thrifty.storage.disk import BLOCK as DISK_BLOCK
 
 RUN = 4096
 """Arena runs are whole pages of the system."""
@@ -50,6 +52,9 @@ def footprint(policies: Sequence[CachePolicy], model: ModelInfo, prompt: int, to
     at_prompt = _Held(policies, model, prompt, prompt)
     at_end = _Held(policies, model, prompt, total)
     steady = max(at_end.steady, at_prompt.steady)
+    last = offloading(policies)
+    if last is not None:
+        return _offloaded(policies, last, model, prompt, total)
     rest = state_bytes(model) + at_end.index + _statistics(policies, model, prompt, total) + _windows(model) + bounds
     decoding = steady + at_end.rewritten
     first = rehearsing(policies)
@@ -60,6 +65,40 @@ def footprint(policies: Sequence[CachePolicy], model: ModelInfo, prompt: int, to
         pages_bytes(own, model.format, prompt) + _between(policies, model, own, prompt) for own in _widths(model)
     )
     return Footprint(peak_bytes=max(filling, decoding) + rest, steady_bytes=steady + rest)
+
+
+def _offloaded(
+    policies: Sequence[CachePolicy], last: CachePolicy, model: ModelInfo, prompt: int, total: int
+) -> Footprint:
+    """In memory: the pages since `last` acted, and buffers for groups of heads. While the prompt is compressed one
+    layer of it as it was; what the policies before `last` make of a layer, or later of a page, is there beside it.
+    """
+    alone = not any(policy.compresses or policy.watches_decode for policy in policies[:-1])
+    held = _Held(policies, model, prompt, total)
+    pages = [group_page_bytes(model, group) for group in model.layer_groups() if group.window is None]
+    rest = state_bytes(model) + held.index + _statistics(policies, model, prompt, total) + _windows(model)
+    steady = rest + sum(pages) * (-(-last.period // PAGE) + 1) + _buffers(policies, last, model, total)
+    layer = max(pages_bytes(own, model.format, prompt + 2 * PAGE, ragged=not alone) for own in _widths(model))
+    decoding = steady + (1 if alone else 3) * sum(pages)
+    filling = steady + (1 if alone else 3) * layer
+    return Footprint(peak_bytes=max(filling, decoding), steady_bytes=steady, decoding_bytes=decoding)
+
+
+def _buffers(policies: Sequence[CachePolicy], last: CachePolicy, model: ModelInfo, total: int) -> int:
+    """Of the longest group of heads, in the widest format that it may have, page by page: every read is of whole blocks
+    of the disk."""
+    formats = {model.format}
+    for policy in policies:
+        formats |= {name for name in policy.stored(total) if name}
+    pages = -(-total // PAGE) + 2
+    most = 0
+    for own in _widths(model):
+        heads = min(last.head_group, own.kv_heads)
+        slab = max(kv.slab_bytes(name, PAGE, own.head_dim) for name in formats)
+        whole = -(-heads * slab // DISK_BLOCK) * DISK_BLOCK
+        cut = any(policy.traits.ragged for policy in policies) or heads * slab % DISK_BLOCK > 0 or len(formats) > 1
+        most = max(most, pages * (whole + (heads + 1) * DISK_BLOCK * cut))
+    return BUFFERS * most
 
 
 def _page_bounds(policies: Sequence[CachePolicy], model: ModelInfo, tokens: int) -> int:

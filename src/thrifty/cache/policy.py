@@ -109,6 +109,11 @@ class CachePolicy:
         return BLOCK if self.causal else self.period
 
     @property
+    def head_group(self) -> int:
+        """Of a policy that offloads: so many KV heads of a layer are read together."""
+        return 1
+
+    @property
     def separate_slots(self) -> int:
         """How many of a head's slots lie in a segment of their own, with their first keys beside them where the method
         renumbers them."""

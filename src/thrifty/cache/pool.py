@@ -8,7 +8,7 @@ from typing import Any
 from weakref import WeakSet
 
 from thrifty.cache.checkpoints import Checkpoints, resumed
-from thrifty.cache.composition import check_order
+from thrifty.cache.composition import check_order, offloading
 from thrifty.cache.footprint import Footprint, footprint
 from thrifty.cache.model_info import ModelInfo
 from thrifty.cache.policy import BLOCK, CachePolicy
@@ -121,6 +121,8 @@ class Cache:
         check_order(policies)
         for policy in policies:
             policy.check(self.model)
+        if offloading(policies) is not None:
+            self.tiers.require_disk()
         marks = publishes and (reservation is None or reservation.limit is None)  # they outlive what it may hold
         causal = self.checkpoints is not None and bool(tokens) and any(policy.causal for policy in policies)
         if causal and self.checkpoints is not None:
@@ -229,6 +231,9 @@ class Cache:
             "categories": self.ledger.categories(),
             "arena": self.tiers.arena.used,
             "disk": 0 if self.tiers.disk is None else self.tiers.disk.used,
+            "disk_read": 0 if self.tiers.disk is None else self.tiers.disk.read_bytes,
+            "disk_written": 0 if self.tiers.disk is None else self.tiers.disk.written_bytes,
+            "disk_direct": self.tiers.disk is not None and self.tiers.disk.direct,
             "tree": 0 if self.tree is None else self.tree.nbytes,
             "checkpoints": 0 if self.checkpoints is None else self.checkpoints.nbytes,
             "conversations": 0 if self.conversations is None else self.conversations.nbytes,
@@ -306,7 +311,7 @@ class Cache:
         if sequence.states is not None and snapshot is not None:
             sequence.states.begin_at(snapshot)
         try:
-            sequence.bring_in()
+            sequence.bring_in(streamed=True)  # pages of the tree go and come without it
         except (BudgetError, StorageError):
             sequence.drop_spans()
             if sequence.states is not None:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from thrifty.arrays import Floats
-from thrifty.cache.composition import layer_major, page_selection, wanted
+from thrifty.cache.composition import layer_major, offloading, page_selection, wanted
 from thrifty.cache.model_info import ModelInfo
 from thrifty.cache.policy import CachePolicy
 from thrifty.cache.prompt_pages import PromptPages, StoredPrefix
 from thrifty.cache.schedule import Schedule
 from thrifty.cache.slots.builder import release_all
 from thrifty.cache.slots.open_rows import Scratch
-from thrifty.cache.slots.sealing import drop_before, keep_window
+from thrifty.cache.slots.sealing import drop_before, keep_window, reopen
 from thrifty.cache.slots.sequence_slots import SequenceSlots
 from thrifty.cache.slots.span import Span
 from thrifty.cache.slots.states import RecurrentStates
@@ -23,6 +23,7 @@ from thrifty.cache.view import LayerView
 from thrifty.cache.watching.collector import Collector
 from thrifty.cache.watching.sums import Accumulator
 from thrifty.errors import PromptError
+from thrifty.formats.kv import PAGE
 
 if TYPE_CHECKING:
     from thrifty.cache.slots.tiers import Tiers
@@ -60,8 +61,13 @@ class SequencePrompt(SequenceSlots):
         self.pages: PromptPages | None = None
         self._sealed: dict[int, int] = {}
         selection = page_selection(self.policies, model)
+        offloads = offloading(self.policies)
+        head_group = None if offloads is None else offloads.head_group
+        acting = [policy for policy in self.policies if policy.compresses or policy.watches_decode]
+        self._keeps_pages = acting == [offloads]
+        self._aligned = all(window is None for window in model.windows)
         super().__init__(
-            tiers, model, reservation, siblings, selection
+            tiers, model, reservation, siblings, selection, head_group
         )  # last: from here on it frees itself when it is dropped
 
     def view(self, layer: int) -> LayerView:
@@ -95,7 +101,7 @@ class SequencePrompt(SequenceSlots):
         if stored:
             self._begin_sums(layer)
         else:
-            self.spans.replace(layer, ())
+            self.spans.replace(layer, self.spans[layer][: -len(prefix)])
             release_all(prefix)
         self.native_view.rebuild(layer)
 
@@ -143,9 +149,12 @@ class SequencePrompt(SequenceSlots):
 
     def _prefix(self, layer: int) -> Sequence[Span]:
         """The pages of a layer that a prefix hit brought, before policies see them. (A windowed layer, which they never
-        see, keeps its pages as they are.)"""
+        see, keeps its pages as they are.) Where no policy changes slots, the page that an earlier answer left open."""
         untouched = not self.prompt and self.length == self.hit
-        return self.spans[layer] if untouched and self.model.windows[layer] is None else ()
+        if untouched and self.model.windows[layer] is None:
+            return self.spans[layer]
+        open_page = self._keeps_pages and self._aligned and self.length % PAGE > 0
+        return self.spans[layer][-1:] if open_page else ()
 
     def _stored_prefix(self, layer: int) -> Sequence[Span]:
         """The pages on disk that a layer begins with. (A windowed layer has its own in memory.)"""
@@ -210,6 +219,8 @@ class SequencePrompt(SequenceSlots):
             raise PromptError(f"commit({n}): layers {missing[:8]} are not sealed with {n} rows")
         self._sealed = {}
         self.open_rows.pending = {}
+        if self._keeps_pages and (self._aligned or self.length == self.hit):
+            reopen(self.tail, self.spans, self.builder, self.length + n)
         self.length += n
         self.prompt = self.length
         self.collector.prefilling = False

@@ -17,6 +17,8 @@ class Traits:
     causal: it has an option of this name; with it what is held depends on the tokens before alone.
     whole_pages: evictions while decoding let go of whole pages only, so that they free quantised pages too.
     selects: rows that decode attend to some pages only, chosen anew by each row (`selection` says which).
+    offloads: what is stored goes to the disk tier when the other policies have acted; each step reads it back, one
+        group of KV heads (`head_group`) after the other.
     control: it is no published method but what techniques are compared with; searches do not offer it.
     """
 
@@ -28,6 +30,7 @@ class Traits:
     whole_pages: bool = False
     selects: bool = False
     causal: bool = False
+    offloads: bool = False
     control: bool = False
 
     def contradiction(
@@ -49,6 +52,11 @@ class Traits:
             return "selects and a `selection` belong together: write the one that is missing, or drop the other"
         if self.ragged and self.uniform:
             return "ragged and uniform: heads either keep numbers of their own or are counted alike; drop one of them"
+        if self.offloads and (self.selects or not (compresses and decodes)):
+            return (
+                "offloads, but it selects pages, or leaves something in memory: write `after_prefill` and "
+                "`after_decode`, which move what is stored to disk"
+            )
         if self.quantises and self.exact:
             return (
                 "exact and quantises: a policy that quantises is never behind another that does, so it finds exact "

@@ -20,16 +20,21 @@ class Draft:
 
     parents: for each token the index of the draft's token that it continues, an earlier one, or −1: the last committed
     token. Siblings differ. None: a line, each token continues the one before.
+    both_ways: a line whose tokens, and the last committed one, all see each other: the canvas of a model that fills in
+    masks.
 
     Raises ThriftyError for parents that are no tree.
     """
 
     tokens: tuple[int, ...] = ()
     parents: tuple[int, ...] | None = None
+    both_ways: bool = False
 
     def __post_init__(self) -> None:
         if self.parents is None:
             return
+        if self.both_ways:
+            raise ThriftyError("a draft is a tree and sees both ways; a canvas is a line: leave parents out")
         if len(self.parents) != len(self.tokens):
             raise ThriftyError(
                 f"a draft of {len(self.tokens)} tokens has {len(self.parents)} parents: give one a token"
@@ -64,7 +69,8 @@ class Draft:
     def within(self, depth: int) -> Draft:
         """The draft without the tokens deeper than `depth`."""
         if self.parents is None:
-            return self if len(self.tokens) <= depth else Draft(self.tokens[: max(0, depth)])
+            cut = self.tokens[: max(0, depth)]
+            return self if len(self.tokens) <= depth else Draft(cut, both_ways=self.both_ways)
         depths = self.depths()
         if max(depths, default=0) <= depth:
             return self
@@ -79,7 +85,8 @@ NO_DRAFT = Draft()
 
 @dataclass(frozen=True)
 class Accepted:
-    """What a step commits for one sequence: at least one choice; all but the last are tokens of its draft.
+    """What a step commits for one sequence: at least one choice; all but the last are tokens of its draft. None at all
+    where `unfinished` says what the drafter goes on from: then no row stays.
 
     path: the indices of these, in order: a way through the draft from the last committed token. Their rows stay in
     the cache, all others are forgotten.
@@ -87,6 +94,7 @@ class Accepted:
 
     choices: tuple[Choice, ...]
     path: tuple[int, ...] = ()
+    unfinished: object = None
 
 
 def check_path(draft: Draft, accepted: Accepted) -> None:

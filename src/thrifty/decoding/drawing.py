@@ -21,9 +21,9 @@ def uniform(seed: int, stream: int, position: int) -> float:
     """A number in [0, 1) that depends on its arguments only (SplitMix64's finaliser, Steele et al. 2014,
     chained).
     """
-    state = _mix(seed & MASK)
-    state = _mix(state ^ _mix((stream + 0x5851F42D4C957F2D) & MASK))
-    state = _mix(state ^ _mix((position + 0x14057B7EF767814F) & MASK))
+    state = mix(seed & MASK)
+    state = mix(state ^ mix((stream + 0x5851F42D4C957F2D) & MASK))
+    state = mix(state ^ mix((position + 0x14057B7EF767814F) & MASK))
     return (state >> 11) / float(1 << 53)
 
 
@@ -36,6 +36,12 @@ def draw(scores: Floats, options: SamplingParameters, number: float) -> int:
         return inverse(_weights(scores, float(scores.max()), options), number)
     weights, ids = _filtered(scores, options)
     return int(ids[inverse(weights, number)])
+
+
+def candidates(scores: Floats, options: SamplingParameters) -> Integers | None:
+    """The ids that top_k, top_p and min_p leave of scores [vocabulary] fp32, best first; None where they leave all."""
+    unfiltered = options.top_k in (0, scores.size) and options.top_p == 1.0 and options.min_p == 0.0
+    return None if unfiltered else _filtered(scores, options)[1]
 
 
 def distribution(scores: Floats, options: SamplingParameters) -> Weights:
@@ -120,7 +126,8 @@ def _kept(weights: Weights, total: float, options: SamplingParameters) -> int:
     return max(1, keep)
 
 
-def _mix(value: int) -> int:
+def mix(value: int) -> int:
+    """SplitMix64's step and finaliser of a 64-bit number."""
     value = (value + 0x9E3779B97F4A7C15) & MASK
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & MASK
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & MASK

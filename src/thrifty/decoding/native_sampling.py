@@ -14,8 +14,11 @@ LARGEST_TOP_K = (1 << 31) - 1  # beyond every vocabulary
 
 
 def runs_natively(sampler: Sampler) -> bool:
-    """Whether native code can choose the sampler's next tokens: no log-probability is asked for, and no grammar."""
+    """Whether native code can choose the sampler's next tokens: no log-probability is asked for, no grammar, and no
+    noise of an observed text."""
     parameters = sampler.parameters
+    if parameters.noise is not None and parameters.noise.observed:
+        return False
     return parameters.logprobs is None and parameters.grammar is None and type(sampler) in (Sampler, ForcedSampler)
 
 
@@ -27,6 +30,7 @@ def native_sampler(sampler: Sampler) -> Any:
     options.top_p, options.min_p = parameters.top_p, parameters.min_p
     options.repetition_penalty = parameters.repetition_penalty
     options.presence_penalty, options.frequency_penalty = parameters.presence_penalty, parameters.frequency_penalty
+    options.gumbel = parameters.noise is not None
     with np.errstate(over="ignore"):
         biases = [(token, float(np.float32(bias))) for token, bias in parameters.logit_bias.items()]
     return module.Sampler(

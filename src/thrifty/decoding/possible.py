@@ -31,8 +31,8 @@ class Absent:
         for token in tokens:
             if token in self.ids:
                 raise PromptError(
-                    f"{name} names token {token}, a row that pads the model's vocabulary and has no text: it can never "
-                    "be chosen; leave it out"
+                    f"{name} names token {token}, a row that pads the model's vocabulary and has no text, or a mask: "
+                    "it can never be chosen; leave it out"
                 )
 
 

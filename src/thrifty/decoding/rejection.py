@@ -13,6 +13,7 @@ from thrifty.decoding.draft import Accepted, Draft
 from thrifty.decoding.drawing import Weights, inverse
 from thrifty.decoding.sampling import Choice, Sampler
 from thrifty.decoding.scores import Scores
+from thrifty.decoding.strategy import follow
 
 DRAFT, ACCEPT, REPLACE = 1, 2, 3
 """What a sampler's numbers are for: drawing a draft's token, taking it, drawing another instead of it."""
@@ -24,8 +25,10 @@ def judge(sampler: Sampler, draft: Draft, proposed: Sequence[Weights], scores: S
 
     Token x is taken with probability min(1, p(x) / q(x)), p the target's distribution after penalties, temperature and
     truncation; the first that is not is replaced by one of norm(max(0, p − q)). Behind a draft that is taken whole
-    comes the sampler's own choice.
+    comes the sampler's own choice. Where noise decides each token (`SamplingParameters.noise`), that is the only rule.
     """
+    if sampler.parameters.noise is not None:
+        return follow(sampler, draft, scores)
     choices: list[Choice] = []
     for place, token in enumerate(draft.tokens):
         here, logits, drawn_from = sampler.following(draft.tokens[:place]), scores.logits(place), proposed[place]

@@ -17,6 +17,8 @@ import numpy as np
 from thrifty.arrays import Flags, Floats
 from thrifty.decoding.constraint import Constraint
 from thrifty.decoding.drawing import Weights, distribution, draw, largest, uniform
+from thrifty.decoding.gumbel import coupled, noise_at, observe
+from thrifty.decoding.noise import Observed
 from thrifty.decoding.possible import NONE_ABSENT, Absent, check_logits, check_scores
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.errors import PromptError
@@ -153,6 +155,9 @@ class Sampler:
         scores = self._scores(logits, offset)
         if options.greedy:
             token = int(scores.argmax())
+        elif options.noise is not None:
+            place = self.position + offset
+            token = coupled(scores, options, noise_at(options.noise, self.seed, self.stream, place, scores.size))
         else:
             token = draw(scores, options, uniform(self.seed, self.stream, self.position + offset))
         return self._choice(token, logits)
@@ -167,6 +172,12 @@ class Sampler:
     def given(self, token: int, logits: Floats) -> Choice:
         """A token that was drawn elsewhere, from its row of logits, as a choice."""
         return self._choice(token, self._possible(logits, 0))
+
+    def observed(self, token: int, logits: Floats) -> Observed:
+        """A token that stands at this place of an observed text, for noise that explains it. Raises PromptError where
+        it could not be drawn here.
+        """
+        return observe(self._scores(self._possible(logits, 0), 0), self.parameters, token, self.position)
 
     def number(self, purpose: int) -> float:
         """A number in [0, 1) for the next token, another one for each purpose (from 1 on), none of them that of

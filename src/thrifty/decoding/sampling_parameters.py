@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from thrifty.decoding.grammar import Grammar
+from thrifty.decoding.noise import GumbelNoise, as_noise
 from thrifty.decoding.option_values import as_integer, biases, flag, number, shown, texts, token_ids, whole
 from thrifty.errors import PromptError, nearest
 
@@ -37,6 +38,9 @@ class SamplingParameters:
     ignore_eos: go on after the model's end-of-sequence ids. logprobs: None for none, or how many
     alternatives to report beside the chosen token's log-probability (0 to 20), in natural log of the
     model's own distribution (before penalties, temperature and the grammar).
+    noise: what a token above temperature 0 is drawn with. None: one number a token. "gumbel": a number for each place
+    in the answer and each token, the same in every request of this seed, whatever its prompt, model or recipe: where
+    the logits differ little, the answers do (see `engine.counterfactual`; a GumbelNoise may hold an observed text).
     grammar: what the whole answer must look like, None for anything. An answer that `max_tokens` or a stop string cuts
     is the beginning of such a text.
 
@@ -58,6 +62,7 @@ class SamplingParameters:
     ignore_eos: bool = False
     logprobs: int | None = None
     grammar: Grammar | None = None
+    noise: GumbelNoise | None = None
 
     def __post_init__(self) -> None:
         values: dict[str, Any] = {
@@ -78,6 +83,7 @@ class SamplingParameters:
             "stop": texts("stop", self.stop),
             "stop_token_ids": _stop_token_ids(self.stop_token_ids),
             "ignore_eos": flag("ignore_eos", self.ignore_eos),
+            "noise": as_noise(self.noise),
         }
         if self.seed is not None:
             values["seed"] = whole("seed", self.seed, 0, "a whole number of at least 0, or None")

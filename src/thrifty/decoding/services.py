@@ -6,15 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from thrifty.decoding.kept import Kept
 from thrifty.decoding.possible import Absent
 from thrifty.decoding.sampling import Sampler
 from thrifty.decoding.scores import Scores
+from thrifty.decoding.step_costs import StepCosts
 
 
 @dataclass(frozen=True)
 class ModelFacts:
     """What strategies ask of a model. layers: how many it has. absent: rows of its vocabulary that are no token.
-    context: in tokens.
+    context: in tokens. mask_id: the token that a masked-diffusion model fills in (it is among the absent ones); None: a
+    causal model.
     """
 
     layers: int
@@ -22,6 +25,7 @@ class ModelFacts:
     end_ids: frozenset[int]
     absent: Absent
     context: int
+    mask_id: int | None = None
 
     @property
     def tokens(self) -> int:
@@ -54,6 +58,11 @@ class DraftModel(Protocol):
     @property
     def facts(self) -> ModelFacts: ...
 
+    @property
+    def costs(self) -> StepCosts:
+        """What its steps were measured to take."""
+        ...
+
     def open(self) -> DraftSequence:
         """An empty sequence."""
         ...
@@ -69,9 +78,13 @@ class DraftModel(Protocol):
 class Services:
     """What a strategy may use for one sequence.
 
-    sampler: the sequence's own. models: those that the strategy named, by name.
+    sampler: the sequence's own. models: those that the strategy named, by name. costs: what steps of the model itself
+    were measured to take. kept: what `DecodingStrategy.keeps` asked for; None where the request shares nothing, or
+    memory has no room for it.
     """
 
     facts: ModelFacts
     sampler: Sampler
     models: Mapping[str, DraftModel]
+    costs: StepCosts
+    kept: Kept | None = None

@@ -11,10 +11,12 @@ A strategy is the technique with its options, and never changes. What changes wi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from thrifty.decoding.draft import COMMITTED, NO_DRAFT, Accepted, Draft
+from thrifty.decoding.kept import Keeps
 from thrifty.decoding.sampling import Choice, Sampler
+from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.decoding.scores import Scores, SequenceScores
 from thrifty.decoding.services import DraftModel, ModelFacts, Services
 
@@ -54,6 +56,9 @@ class Drafter:
         """
         return follow(continuation.sampler, draft, scores)
 
+    def go_on(self, unfinished: object) -> None:
+        """The step committed nothing: what `accept` gave as `Accepted.unfinished`."""
+
     def committed(self, tokens: Sequence[int]) -> None:
         """These tokens are committed: what was accepted, the last choice included. Told where `rows` is above 1."""
 
@@ -84,6 +89,9 @@ class DecodingStrategy:
     drafter. Where a call fails for several sequences it is made again for each alone: who then fails ends alone.
     """
 
+    fills_masks: ClassVar[bool] = False
+    """Whether it decodes masked-diffusion models, and no others."""
+
     @property
     def rows(self) -> int:
         """The most rows that a sequence runs in one step, at most 64: one more than the longest draft has tokens."""
@@ -100,6 +108,16 @@ class DecodingStrategy:
 
     def check(self, facts: ModelFacts, models: Mapping[str, DraftModel]) -> None:
         """Raise RecipeError where the strategy cannot draft for a model of these facts with these models."""
+
+    def keeps(self, facts: ModelFacts) -> Keeps | None:
+        """What the engine is to keep from one answer to the next, for this strategy's requests of one salt: it comes
+        as `Services.kept`, is counted, and goes where others need its memory.
+        """
+        return None
+
+    def sampling(self, asked: SamplingParameters) -> SamplingParameters:
+        """How the tokens of a request are chosen that asks for this."""
+        return asked
 
     def open(self, services: Services) -> Drafter:
         """The drafter of one sequence that begins to decode."""

@@ -67,7 +67,7 @@ class Ahead:
 def _is_simple(sequence: Running) -> bool:
     """Whether nothing but tokens is wanted of a sequence, by plain sampling."""
     return (
-        type(sequence.strategy) is Autoregressive
+        isinstance(sequence.strategy, Autoregressive)
         and not sequence.ticket.request.logits
         and sequence.extra is None
         and runs_natively(sequence.sampler)

@@ -64,6 +64,8 @@ class Aside:
     def _checked(self, tokens: Sequence[int] | Array, context: int, what: str) -> list[int]:
         """The tokens of a text that can be read. Raises PromptError and BudgetError where it never can."""
         self._check_open()
+        if self._model.config.mask_id is not None:
+            raise PromptError(f"{what} is read token by token, and this model fills in masks; use a causal model")
         prompt: list[int] = self._model.checked(tokens).tolist()
         if len(prompt) > context:
             raise PromptError(f"the text has {len(prompt)} tokens; the context holds {context}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -140,7 +141,7 @@ def _ready(sequences: Sequence[Running], outcomes: list[Outcome]) -> list[Runnin
 
 def _run(runner: Runner, parts: Sequence[_Part], outcomes: list[Outcome], note: Note) -> None:
     try:
-        scores = runner.decode([part.rows for part in parts])
+        scores = _decoded(runner, parts)
         first_rows = _offsets([part.rows for part in parts])
         accepted = accept([part.sequence for part in parts], [part.draft for part in parts], first_rows, scores, note)
     except BaseException as error:
@@ -156,9 +157,21 @@ def _run(runner: Runner, parts: Sequence[_Part], outcomes: list[Outcome], note: 
         return
     for part, first, own in zip(parts, first_rows, accepted, strict=True):
         try:
-            outcomes.append(_settle(part, first, own, scores))
+            outcome = _settle(part, first, own, scores)
+            if outcome is not None:
+                outcomes.append(outcome)
         except BaseException as error:
             outcomes.append(Outcome(part.sequence, error=error))
+
+
+def _decoded(runner: Runner, parts: Sequence[_Part]) -> Scores:
+    """The scores of all rows; strategies that draft are told what the step took."""
+    drafting = next((part.sequence.ticket.drafting for part in parts if part.sequence.drafted_rows), None)
+    start = time.perf_counter()
+    scores = runner.decode([part.rows for part in parts])
+    if drafting is not None:
+        drafting.costs.note(sum(len(part.rows.tokens) for part in parts), time.perf_counter() - start)
+    return scores
 
 
 def _roll_back(sequences: Sequence[Running], outcomes: list[Outcome]) -> None:
@@ -182,11 +195,17 @@ def first_choices(sequences: Sequence[Running], scores: Scores, outcomes: list[O
             outcomes.append(Outcome(sequence, error=error))
 
 
-def _settle(part: _Part, first: int, accepted: Accepted | BaseException, scores: Scores) -> Outcome:
-    """Commit the rows that were accepted, forget the others. Policies may act here. Raises the sequence's own error."""
+def _settle(part: _Part, first: int, accepted: Accepted | BaseException, scores: Scores) -> Outcome | None:
+    """Commit the rows that were accepted, forget the others. Policies may act here. None where nothing is committed,
+    and the drafter goes on. Raises the sequence's own error.
+    """
     if isinstance(accepted, BaseException):
         raise accepted
     sequence, cache, request = part.sequence, part.rows.cache, part.sequence.ticket.request
+    if not accepted.choices and accepted.unfinished is not None and sequence.drafter is not None:
+        cache.discard()
+        sequence.drafter.go_on(accepted.unfinished)
+        return None
     single = len(accepted.choices) == 1 and not accepted.path and not part.draft.tokens
     if single and not (sequence.drafted_rows or request.logits or request.taps):  # as in most steps
         _commit_rows(sequence, part.rows.tokens)

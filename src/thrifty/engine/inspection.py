@@ -75,6 +75,9 @@ class EngineUsage:
     arena: int
     #: Moved to the disk tier.
     disk: int
+    #: Read from the disk tier and written to it since the engine was made.
+    disk_read: int
+    disk_written: int
     #: Of `current`: in prefixes that the tree keeps for later prompts.
     tree: int
     #: On the disk tier, of `disk`: pages of prompts that policies compressed, kept for later ones.
@@ -129,7 +132,8 @@ def usage(memory: EngineMemory, scheduler: Scheduler) -> EngineUsage:
     """See `Engine.usage`."""
     held = memory.describe()
     categories = {name: Held(**own) for name, own in held["categories"].items()}
-    named = {name: held[name] for name in ("current", "peak", "steady", "arena", "disk", "tree", "conversations")}
+    names = ("current", "peak", "steady", "arena", "disk", "disk_read", "disk_written", "tree", "conversations")
+    named = {name: held[name] for name in names}
     kept = {"sessions": len(memory.sessions), "sessions_disk": memory.sessions.disk_bytes}
     return EngineUsage(categories=categories, **named, **kept, **scheduler.describe())
 

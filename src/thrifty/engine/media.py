@@ -13,7 +13,7 @@ import numpy as np
 from thrifty.arrays import Floats, Integers, frozen, squares_fit
 from thrifty.decoding.option_values import shown
 from thrifty.engine.prompts import prompt_ids
-from thrifty.engine.row_extra import RowExtra, Whole
+from thrifty.engine.row_extra import RowExtra, Whole, everyone
 from thrifty.errors import PromptError
 
 NO_TOKEN = -1  # the id of a row that brings its embedding
@@ -85,6 +85,8 @@ class PromptMedia:
     ahead: Whole | None
     #: The position of the row behind the prompt, less `length`.
     shift: int
+    #: What stands for a prompt whose rows all see each other, None for another: only the whole prompt shares its rows.
+    whole: Hashable = None
 
     @property
     def hidden_size(self) -> int:
@@ -114,6 +116,8 @@ class PromptMedia:
     def keys(self, tokens: Sequence[int]) -> list[Hashable]:
         """What the prefix tree knows rows by: token ids, and (identity, row) inside pieces."""
         keys: list[Hashable] = list(tokens)
+        if self.whole is not None:
+            keys[: self.length] = [(self.whole, row) for row in range(self.length)]
         for first, piece in self.pieces:
             identity = piece.identity
             keys[first : first + len(piece.values)] = [(identity, row) for row in range(len(piece.values))]
@@ -184,6 +188,12 @@ def flattened(prompt: Sequence[Any]) -> tuple[tuple[int, ...], PromptMedia]:
     length = len(tokens)
     positions, after = _positions(pieces, length)
     return tuple(tokens), PromptMedia(tuple(pieces), length, positions, _ahead(pieces, length), after - length)
+
+
+def seen_whole(tokens: Sequence[int]) -> PromptMedia:
+    """Of a prompt of token ids whose rows all see each other, as those of a masked-diffusion model do."""
+    ids = np.array(tokens, np.int64)
+    return PromptMedia((), len(ids), None, everyone(len(ids)), 0, whole=("whole", _digest(ids)))
 
 
 def _positions(pieces: Sequence[tuple[int, Embeddings]], length: int) -> tuple[Whole | None, int]:

@@ -9,7 +9,7 @@ from typing import TypeVar
 from thrifty.decoding.draft import MOST_ROWS, Accepted, Draft
 from thrifty.decoding.scores import Scores
 from thrifty.decoding.strategy import Asked, DecodingStrategy, Drafter, Judged
-from thrifty.engine.row_extra import RowExtra, shifted
+from thrifty.engine.row_extra import RowExtra, everyone, shifted
 from thrifty.engine.runner import Rows
 from thrifty.engine.running import Running
 from thrifty.errors import ThriftyError
@@ -81,6 +81,8 @@ def rows_of(sequence: Running, draft: Draft) -> Rows:
     extra = shifted(sequence.extra, sequence.shift, start, depths)
     if draft.parents is not None:
         extra = dataclasses.replace(extra or RowExtra(), parents=(-1, *(parent + 1 for parent in draft.parents)))
+    if draft.both_ways:
+        extra = dataclasses.replace(extra or RowExtra(), ahead=everyone(len(tokens)))
     return Rows(cache, tokens, start, start + 1 + max(depths), extra=extra)
 
 

@@ -65,6 +65,11 @@ def embedded(hidden: Floats, tokens: Sequence[int], extra: RowExtra | None) -> F
     return hidden
 
 
+def everyone(rows: int) -> Whole:
+    """int32 [rows]: how far ahead each of so many rows sees where all see each other."""
+    return np.arange(rows - 1, -1, -1, dtype=np.int32)
+
+
 def shifted(extra: RowExtra | None, shift: int, start: int, depths: Sequence[int]) -> RowExtra | None:
     """The extra of rows in a sequence whose positions are `shift` away from its rows. depths: of each row, how far it
     lies behind `start`.

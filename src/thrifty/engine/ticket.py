@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from thrifty.decoding.sampling import Sampler
 from thrifty.engine.drafting.drafting import Drafting
+from thrifty.engine.drafting.models import uses_adapter
 from thrifty.engine.request import Request
 from thrifty.engine.row_extra import RowExtra
 
@@ -28,3 +29,7 @@ class Ticket:
     sampler: Sampler
     extra: RowExtra | None = None
     reading: PromptReading | None = None
+
+    def uses_adapter(self, name: str) -> bool:
+        """Whether the request, or a model that drafts for it, runs with an adapter of the engine."""
+        return self.request.adapter == name or any(uses_adapter(draft, name) for draft in self.drafting.models)

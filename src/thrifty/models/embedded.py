@@ -192,9 +192,32 @@ _MIXTURE = EmbeddedModel(
         "they know, and nothing of how other models read."
     ),
 )
-MODELS: Mapping[str, EmbeddedModel] = {
-    model.name: model for model in (_SMOLLM2, _GEMMA3, _QWEN_05B, _QWEN_15B, _RECALL, _RECALL_HYBRID, _MIXTURE)
-}
+_LETTERS_NOTE = (
+    "It was trained on questions of the same three kinds about the same letters: its figures compare ways to decode "
+    "with its twin's, and say nothing of other models."
+)
+_LETTERS_DIFFUSION = EmbeddedModel(
+    name="letters-diffusion",
+    title="Letters diffusion 0.4M, trained by this project: fills in masks, sorts lists of letters, no chat",
+    original="training/diffusion",
+    licence="Apache-2.0",
+    file="model.safetensors",
+    sha256="438073c2031ec45feec71c58a5a0e47648ff60c8ad2a866f2ab275398c3b304b",
+    folder="letters_diffusion",
+    note=_LETTERS_NOTE,
+)
+_LETTERS_TWIN = EmbeddedModel(
+    name="letters-twin",
+    title="Letters twin 0.4M, trained by this project: the same, one token after the other, no chat",
+    original="training/diffusion",
+    licence="Apache-2.0",
+    file="model.safetensors",
+    sha256="6d4f4a500eaf3863fc3995701090cff3ea462a27457befc215b4901843759fc7",
+    folder="letters_twin",
+    note=_LETTERS_NOTE,
+)
+_OWN = (_RECALL, _RECALL_HYBRID, _MIXTURE, _LETTERS_DIFFUSION, _LETTERS_TWIN)
+MODELS: Mapping[str, EmbeddedModel] = {model.name: model for model in (_SMOLLM2, _GEMMA3, _QWEN_05B, _QWEN_15B, *_OWN)}
 
 
 def embedded(name: str) -> EmbeddedModel:

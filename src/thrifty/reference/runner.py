@@ -102,9 +102,13 @@ class ReferenceRunner:
 
     @torch.no_grad()
     def decode(self, batch: Sequence[Rows]) -> ArrayScores:
-        """See engine.runner.Runner. Every row is computed alone."""
+        """See engine.runner.Runner. Every row is computed alone, but for those that see each other."""
         logits, taps = [], _Taps()
         for rows in batch:
+            if rows.extra is not None and rows.extra.ahead is not None:
+                taps.rows += len(rows.tokens)
+                logits.append(self.decoder.logits(self._forward(rows, taps, decodes=True)))
+                continue
             paths, parents = _paths(rows), None if rows.extra is None else rows.extra.parents
             for place in range(len(rows.tokens)):
                 taps.rows += 1

@@ -99,10 +99,24 @@ class Service:
             await asyncio.to_thread(check_text, "".join(texts), context, tokenizer.encode)
 
     async def submit(
-        self, prompt: Sequence[int], sampling: SamplingParameters, samples: int, extensions: Extensions, key: str | None
+        self,
+        prompt: Sequence[int],
+        sampling: SamplingParameters,
+        samples: int,
+        extensions: Extensions,
+        key: str | None,
+        replay: Mapping[str, Any] | None = None,
     ) -> AsyncHandle:
-        """Queue a request. key: the client's, whose prefixes no other key shares. Raises what the engine raises."""
+        """Queue a request. key: the client's, whose prefixes no other key shares. replay: fields of a Request that its
+        counterfactual stands for (see `replay`); None from an endpoint that replays nothing. Raises what the engine
+        raises.
+        """
         wanted = self.granted(samples, extensions)
+        if extensions.counterfactual is not None and replay is None:
+            raise RequestError(
+                "this endpoint replays no answers; ask /v1/chat/completions or /v1/completions",
+                param="thrifty.counterfactual",
+            )
         self.check_length(len(prompt))
         request = Request(
             prompt=prompt,
@@ -113,6 +127,7 @@ class Service:
             owner=salt_of(key) if self.settings.api_keys else "",  # without keys nobody checks what a client shows
             adapter=self.adapter,
             **wanted,
+            **(replay or {}),
         )
         handle = await self._queued(request)
         self.served.track(handle)

@@ -1,4 +1,8 @@
-"""The disk tier: one unlinked file of extents. Nothing is left behind, even after a kill."""
+"""The disk tier: one unlinked file of extents. Nothing is left behind, even after a kill.
+
+Where the file system allows it, what steps read again and again (`descriptor`) passes the page cache by (O_DIRECT);
+where it does not, the page cache is told to forget what was read. `direct` says which.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,8 @@ from thrifty.errors import StorageError
 from thrifty.storage.budget import format_size
 from thrifty.storage.extents import Extents
 
-_GRAIN = 4096
+BLOCK = 4096
+"""Extents begin at multiples of this many bytes; direct reads are of whole blocks."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,8 @@ class Extent:
 class DiskTier:
     """Bytes on disk, in a file without a name inside `folder` (the system's temporary folder by default).
 
-    capacity: at most this many bytes. Methods may be called from any thread.
+    capacity: at most this many bytes. read_bytes, written_bytes: so far, those that `count_read` was told of included.
+    Methods may be called from any thread.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None, capacity: int = 1 << 40) -> None:
@@ -39,8 +45,24 @@ class DiskTier:
             raise StorageError(f"cannot open the disk tier in '{place}': {error}. Give a writable folder") from error
         self.folder = place
         self.capacity = capacity
-        self._extents = Extents(-(-capacity // _GRAIN) * _GRAIN, _GRAIN)
+        self._extents = Extents(-(-capacity // BLOCK) * BLOCK, BLOCK)
         self._lock = threading.RLock()
+        self.read_bytes = self.written_bytes = 0
+        self._direct = _opened_directly(self._file.fileno())
+
+    @property
+    def direct(self) -> bool:
+        """Whether reads by `descriptor` pass the page cache by."""
+        return self._direct is not None
+
+    @property
+    def descriptor(self) -> int:
+        """Of the file, for reads by others: of whole blocks, into memory at whole blocks, where it is `direct`."""
+        return self._file.fileno() if self._direct is None else self._direct
+
+    def count_read(self, nbytes: int) -> None:
+        """Others read so many bytes by `descriptor`."""
+        self.read_bytes += nbytes
 
     @property
     def used(self) -> int:
@@ -93,6 +115,7 @@ class DiskTier:
             if count == 0:
                 raise StorageError(f"the disk tier in '{self.folder}' ends early: its file was cut short")
             done += count
+        self.read_bytes += done
 
     def free(self, extent: Extent) -> None:
         """Give an extent back; the file shrinks when nothing is left in it. Allowed after `close`."""
@@ -105,13 +128,27 @@ class DiskTier:
         """Only these are in use: all others are free."""
         with self._lock:
             taken = [(extent.start, extent.nbytes) for extent in extents]
-            self._extents = Extents(self._extents.size, _GRAIN, taken)
+            self._extents = Extents(self._extents.size, BLOCK, taken)
 
     def close(self) -> None:
         """Close the file; its bytes are gone."""
+        direct, self._direct = self._direct, None
+        if direct is not None:
+            os.close(direct)
         self._file.close()
 
     def _write_all(self, view: memoryview, start: int) -> None:
         done = 0
         while done < len(view):
             done += os.pwrite(self._file.fileno(), view[done:], start + done)
+        self.written_bytes += done
+
+
+def _opened_directly(descriptor: int) -> int | None:
+    """A second descriptor of the same open file, past the page cache; None where the system or file system has none."""
+    if not hasattr(os, "O_DIRECT"):
+        return None
+    try:
+        return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+    except OSError:
+        return None

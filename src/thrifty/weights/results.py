@@ -22,6 +22,25 @@ class Result:
     report: TensorReport | None = None
 
 
+LAYERS = "its layers"
+"""What a phase that stands for all units of a technique is called."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """How far a part of a technique's work is. technique: its name. what: the part, such as "training", or LAYERS.
+    done, total: its steps. seconds_left: of the part, at the pace so far. kept: the steps that a run that is killed now
+    need not take again.
+    """
+
+    technique: str
+    what: str
+    done: int
+    total: int
+    seconds_left: float
+    kept: int = 0
+
+
 class Results:
     """The results of a recipe's techniques, each technique a stage. This one keeps nothing: all is in the model.
 
@@ -47,6 +66,9 @@ class Results:
     def keep(self, unit: str, result: Result) -> Result:
         """The same result, which may lie somewhere else from now on."""
         return result
+
+    def tell(self, phase: Phase) -> None:
+        """A step was taken of a part of the work that no unit tells of."""
 
     def close(self, unit: str) -> None:
         """All results of a unit were kept."""

@@ -8,25 +8,43 @@ leaves layers, heads, neurons or experts out.
 from __future__ import annotations
 
 import fnmatch
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
+from thrifty.arrays import Floats
 from thrifty.card import Card
 from thrifty.errors import KernelError, RecipeError, nearest
 from thrifty.formats.linear import PackedLinear
 from thrifty.models.model import Model, TensorReport
 from thrifty.storage.process import let_go
 from thrifty.weights.calibration import Activations, Calibration, CalibrationSet, default_calibration, seen
-from thrifty.weights.results import Result, Results
+from thrifty.weights.results import Phase, Result, Results
 from thrifty.weights.structure import LinearInfo, linears
 
 OUTSIDE = ("embedding", "head")  # the ends of the model, whose precision is an option of its own
 COMPARED = 1 << 19  # values at a time, fp64
 KEPT = ("router", "shared_gate")  # tiny, and an expert chosen wrongly costs more than their bytes
+
+
+class Stepped(Protocol):
+    """What a step of a training says of itself: see `training.loop.loop.Progress`."""
+
+    @property
+    def step(self) -> int: ...
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def seconds_left(self) -> float: ...
+
+    @property
+    def saved(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -43,6 +61,27 @@ class Preparation:
     errors: bool = True
     results: Results = field(default_factory=Results)
     text: CalibrationSet | None = None
+
+    def stepping(self, technique: str, what: str = "training") -> Callable[[Stepped], None]:
+        """What a training of a technique calls after each of its steps: `before`, and the results are told of it."""
+
+        def say(progress: Stepped) -> None:
+            self.results.tell(
+                Phase(technique, what, progress.step, progress.steps, progress.seconds_left, progress.saved)
+            )
+            self.before()
+
+        return say
+
+    def counting(self, technique: str, what: str, total: int) -> Callable[[int], None]:
+        """What a search of a technique calls with the steps that it has done. A search that is killed begins anew."""
+        began = time.monotonic()
+
+        def say(done: int) -> None:
+            left = (time.monotonic() - began) / done * (total - done)
+            self.results.tell(Phase(technique, what, done, total, left))
+
+        return say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +177,16 @@ class WeightTechnique(PlacedTechnique):
         calibration: given where `needs_calibration` is true, else None.
         """
 
+    def by_rows(self) -> WeightTechnique:
+        """What stores as many bytes as this technique in the part of a layer that grows with its rows, to be asked for
+        them without its work: the technique itself, unless it knows better. See `sizes`.
+        """
+        return self
+
+    def beyond_rows(self, rows: int, columns: int) -> tuple[int, str]:
+        """Bytes that a layer [rows, columns] takes beyond `by_rows`, and what they add to the format's name."""
+        return 0, ""
+
     def covers(self, linear: LinearInfo) -> bool:
         """Whether this technique is meant for the layer, before `layers` and `skip`."""
         return linear.role not in OUTSIDE + KEPT
@@ -200,10 +249,15 @@ def prepare(
     report tells how far each part is from what it was, which takes as long as rounding it; without, it tells nothing of
     them. results: what was made before an interruption, and where results go; None: only into the model. Raises
     RecipeError for options that do not fit the model, or where a technique needs calibration and the model has no
-    tokenizer for the text.
+    tokenizer for the text, or fills in masks.
     """
     for technique in techniques:
         technique.check(model)
+        if technique.needs_calibration and model.config.mask_id is not None:
+            raise RecipeError(
+                f"technique '{technique.name}' looks at a text token after token, and this {model.config.family} model "
+                "fills in masks, its rows seeing both ways: use one that needs no calibration, such as rtn"
+            )
     if calibration is None and any(technique.needs_calibration for technique in techniques):
         calibration = default_calibration(model)
     if techniques and not in_place:
@@ -270,18 +324,36 @@ def _in_order(reports: dict[str, TensorReport], before: Sequence[TensorReport]) 
     return [reports[name] for name in dict.fromkeys([*first, *reports])]
 
 
-def _report(before: LinearInfo, after: PackedLinear) -> TensorReport:
-    """Both errors are against the layer that the technique was given, measured some rows at a time."""
+def relative_error(
+    before: PackedLinear, after: PackedLinear, rows: Floats | None = None, columns: Floats | None = None
+) -> float:
+    """Relative root-mean-square difference from diag(rows)·before·diag(columns), fp32 [out] and [in], 1 where None."""
+    return _apart(before, after, rows, columns)[0]
+
+
+def _apart(
+    before: PackedLinear, after: PackedLinear, rows: Floats | None = None, columns: Floats | None = None
+) -> tuple[float, float]:
+    """(relative root-mean-square, largest) difference, measured some rows at a time."""
     difference = power = largest = 0.0
-    rows = max(16, COMPARED // after.in_features // 16 * 16)
-    for start in range(0, after.out_features, rows):
-        stop = min(start + rows, after.out_features)
-        reference = before.linear.tile(start, stop).astype(np.float64)
+    step = max(16, COMPARED // after.in_features // 16 * 16)
+    for start in range(0, after.out_features, step):
+        stop = min(start + step, after.out_features)
+        reference = before.tile(start, stop).astype(np.float64)
+        if rows is not None:
+            reference *= rows[start:stop, None]
+        if columns is not None:
+            reference *= columns
         errors = np.abs(after.tile(start, stop) - reference)
         difference += float(np.square(errors).sum())
         power += float(np.square(reference).sum())
         largest = max(largest, float(errors.max()))
-    relative = (difference / power) ** 0.5 if power else difference**0.5
+    return ((difference / power) ** 0.5 if power else difference**0.5), largest
+
+
+def _report(before: LinearInfo, after: PackedLinear) -> TensorReport:
+    """Both errors are against the layer that the technique was given."""
+    relative, largest = _apart(before.linear, after)
     return TensorReport(
         name=before.name,
         format=after.label,

@@ -110,7 +110,7 @@ def test_native_attention_equals_the_reference(names: list[str], isa: str) -> No
 
 def compare_with_reference(names: list[str]) -> None:
     driver, tokens = Driver(MODEL), prompt(300)
-    reference, native = Cache(MODEL).create(build(names)), Cache(MODEL).create(build(names))
+    reference, native = Cache(MODEL, disk=True).create(build(names)), Cache(MODEL, disk=True).create(build(names))
     driver.prefill(reference, tokens)
     if rehearsing(native.policies) is not None:
         driver.prefill(native, tokens)  # what the rows behind the prompt read is the engine's to run natively

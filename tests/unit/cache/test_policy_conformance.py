@@ -63,6 +63,12 @@ COMPOSED += [["pyramidkv", "kivi"], ["pyramidkv", "h2o"], ["pyramidkv", "ada-kv"
 COMPOSED += [["headkv", "kivi"], ["headkv-r2", "h2o"]]
 COMPOSED += [["kvmerger", "kivi"], ["snapkv", "kvmerger", "kivi"], ["kvmerger", "h2o"]]
 COMPOSED += [["kvzip", "kivi"], ["knorm", "kivi"], ["snapkv", "knorm"]]
+COMPOSED += [
+    ["kivi", "headinfer"],
+    ["snapkv", "headinfer"],
+    ["ada-kv", "kivi", "headinfer"],
+    ["streaming", "headinfer"],
+]
 COMPOSED += [["quest", "kivi"], ["ada-kv", "quest"], ["streaming", "quest"], ["kvzip", "quest"]]
 SHAPES = {
     "grouped": model_info(layers=2, heads=4, kv_heads=2),
@@ -117,15 +123,15 @@ def steps(count: int, seed: int) -> list[list[int]]:
 @pytest.mark.parametrize(("names", "shape"), recipes_in(list(SHAPES)))
 def test_chunked_prefill_equals_whole(names: list[str], shape: str) -> None:
     model = SHAPES[shape]
-    _, whole = run(model, Cache(model), names, prompt(300), chunk=300, generated=70)
-    _, chunked = run(model, Cache(model), names, prompt(300), chunk=128, generated=70)
+    _, whole = run(model, Cache(model, disk=True), names, prompt(300), chunk=300, generated=70)
+    _, chunked = run(model, Cache(model, disk=True), names, prompt(300), chunk=128, generated=70)
     assert np.allclose(whole, chunked, atol=1e-5)
 
 
 @pytest.mark.parametrize(("names", "shape"), recipes_in(list(SHAPES)))
 def test_a_fork_goes_on_as_its_parent(names: list[str], shape: str) -> None:
     model = SHAPES[shape]
-    driver, cache = Driver(model), Cache(model)
+    driver, cache = Driver(model), Cache(model, disk=True)
     sequence, _ = run(model, cache, names, prompt(200), generated=50)
     fork = sequence.fork()
     for some in steps(140, seed=4):
@@ -141,7 +147,7 @@ def test_a_fork_goes_on_as_its_parent(names: list[str], shape: str) -> None:
 @pytest.mark.parametrize(("names", "shape"), recipes_in(list(SHAPES)))
 def test_a_prefix_hit_equals_no_hit(names: list[str], shape: str) -> None:
     model = SHAPES[shape]
-    driver, cache = Driver(model), Cache(model)
+    driver, cache = Driver(model), Cache(model, disk=True)
     tokens = prompt(300)
     donor = cache.create(collect=Statistics(column_sums=True))
     driver.prefill(donor, tokens[:192])
@@ -165,7 +171,7 @@ def test_a_prefix_hit_equals_no_hit(names: list[str], shape: str) -> None:
 def test_a_prefix_hit_leaves_the_same_segments(names: list[str], n: int) -> None:
     """Also where nothing is evicted yet: what later edits find does not tell where the prompt came from."""
     model = model_info(layers=2)
-    driver, cache, tokens = Driver(model), Cache(model), prompt(n)
+    driver, cache, tokens = Driver(model), Cache(model, disk=True), prompt(n)
     donor = cache.create(collect=Statistics(column_sums=True))
     driver.prefill(donor, tokens[:128])
     cache.publish(donor, tokens)
@@ -184,7 +190,7 @@ def test_a_prefix_hit_leaves_the_same_segments(names: list[str], n: int) -> None
 @pytest.mark.parametrize("n", [1, 2, 64, 65])
 def test_short_prompts(names: list[str], n: int) -> None:
     model = SHAPES["windowed"]
-    sequence, outputs = run(model, Cache(model), names, prompt(n), generated=70)
+    sequence, outputs = run(model, Cache(model, disk=True), names, prompt(n), generated=70)
     assert sequence.length == n + 70
     assert np.isfinite(outputs).all()
 
@@ -195,7 +201,7 @@ def test_bytes_stay_within_the_footprint_and_are_given_back(
     names: list[str], shape: str, n: int, generated: int
 ) -> None:
     model = SHAPES[shape]
-    cache, driver = Cache(model), Driver(model)
+    cache, driver = Cache(model, disk=True), Driver(model)
     policies = build(names)
     sequence = cache.create(policies)
     driver.prefill(sequence, prompt(n), chunk=128)
@@ -214,8 +220,8 @@ def test_bytes_stay_within_the_footprint_and_are_given_back(
 def test_admission_by_footprint_is_enough_to_run(names: list[str]) -> None:
     model = SHAPES["windowed"]
     policies = build(names)
-    peak = Cache(model).footprint(policies, 300, 400).peak_bytes
-    cache, driver = Cache(model, memory=peak), Driver(model)
+    peak = Cache(model, disk=True).footprint(policies, 300, 400).peak_bytes
+    cache, driver = Cache(model, memory=peak, disk=True), Driver(model)
     sequence = cache.create(policies, reservation=cache.reserve("request", peak))
     driver.prefill(sequence, prompt(300), chunk=128)
     for some in steps(100, seed=1):
@@ -228,7 +234,7 @@ def test_admission_by_footprint_is_enough_to_run(names: list[str]) -> None:
 @pytest.mark.parametrize("names", recipes())
 def test_a_second_prompt_in_the_same_sequence(names: list[str]) -> None:
     model = SHAPES["grouped"]
-    driver, cache = Driver(model), Cache(model)
+    driver, cache = Driver(model), Cache(model, disk=True)
     sequence, _ = run(model, cache, names, prompt(200), generated=30)
     driver.prefill(sequence, [*range(sequence.length), *prompt(150, seed=2)])
     assert sequence.length == 380
@@ -241,8 +247,8 @@ def test_a_second_prompt_in_the_same_sequence(names: list[str]) -> None:
 @pytest.mark.parametrize("names", recipes())
 def test_windowed_layers_are_left_alone(names: list[str]) -> None:
     model = SHAPES["windowed"]
-    _, expected = run(model, Cache(model), ["full"], prompt(300), generated=70)
-    other, found = run(model, Cache(model), names, prompt(300), generated=70)
+    _, expected = run(model, Cache(model, disk=True), ["full"], prompt(300), generated=70)
+    other, found = run(model, Cache(model, disk=True), names, prompt(300), generated=70)
     assert np.allclose(found[1], expected[1], atol=1e-5)
     assert other.slots(1) <= 50 + 2 * 64
 

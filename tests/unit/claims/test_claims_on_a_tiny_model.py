@@ -21,6 +21,7 @@ from thrifty.engine.engine import Engine
 from thrifty.evaluation.heads import probe as head_probe
 from thrifty.models.config.model_config import ExpertConfig
 from thrifty.models.head_scores import HeadScores
+from thrifty.models.loading import load
 
 LENGTH = 1600  # tokens, which are bytes here: questions, sentences and documents have to fit
 TINY = dataclasses.replace(SHORT, items=8, tokens=512, answers=2, rounds=2)
@@ -30,6 +31,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "ggd": {"LEARNED": -100.0, "STEPS": {}, "LONGER": 2, "LENGTH": 16, "HELD_OUT": 2},
     "compactifai": {"STEPS": 1, "SEQUENCES": 4, "TOKENS": 16},
     "kivi": {"BATCH": 512},
+    "lavida": {"TIMED": "letters-twin", "PROMPT": 64},
     "kvmerger": {"BOUND": 0.5},
     "kvzip": {"SHORTEST": 1024},
     "lora-ft": {"STEPS": 1, "SEQUENCES": 4, "HELD_OUT": 2, "TOKENS": 16},
@@ -37,14 +39,19 @@ SMALL: dict[str, dict[str, Any]] = {
     "maskllm": {"STEPS": 1, "LAYERS": 1, "SEQUENCES": 2, "TOKENS": 16},
     "minikv": {"PROMPT": 1600, "ANSWER": 8},
     "nxmiformer": {"STEPS": 1, "LAYERS": 1, "SEQUENCES": 2, "TOKENS": 16},
+    "headinfer": {"LENGTH": 256, "STEPS": 6, "TIMED": 4},
     "quest": {"LONG": 512, "STEPS": 8},
     "snapkv": {"LONG": 512, "STEPS": 8},
+    "lookahead-pain": {"ANSWER": 12, "WARMED": 2, "LENGTH": 64},
+    "speculative": {"ANSWER": 12, "SAMPLED": 8, "LENGTH": 64},
     "streaming": {"PREFIX": 1024, "CACHE": 256},
 }
 
 
 OF_EXPERTS = {"milo", "puzzlemoe"}
 """Claims about mixtures of experts."""
+OF_MASKS = {"daedal", "dimple", "lavida"}
+"""Claims about models that fill in masks."""
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +61,12 @@ def mixture() -> Iterator[Context]:
     experts = ExpertConfig(4, 2, 64, normalise_probabilities=True, shared_intermediate_size=64, shared_gate=True)
     model = tiny_model(config=dataclasses.replace(plain, layers=layers, experts=experts))
     with Context(model, "tiny mixture", threads=1, budget=TINY) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def letters() -> Iterator[Context]:
+    with Context(load("letters-diffusion"), "letters", threads=1, budget=TINY) as made:
         yield made
 
 
@@ -85,12 +98,16 @@ def random_weights_will_do(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None
             monkeypatch.setattr(module, guard, lambda full: "", raising=False)
 
 
+HELD = ("amp", "any-precision", "llm-int8", "rtn", "xtc")
+"""Claims on weights with a control that must lose and one that must hold."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", claims.names())
 def test_a_claim_measures_what_it_names(
-    name: str, context: Context, mixture: Context, monkeypatch: pytest.MonkeyPatch
+    name: str, context: Context, mixture: Context, letters: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    context = mixture if name in OF_EXPERTS else context
+    context = mixture if name in OF_EXPERTS else letters if name in OF_MASKS else context
     module = f"thrifty.claims.{name.replace('-', '_')}"
     for constant, value in SMALL.get(name, {}).items():
         monkeypatch.setattr(f"{module}.{constant}", value)
@@ -99,9 +116,14 @@ def test_a_claim_measures_what_it_names(
     assert measurement.verdict() is not None
     assert measurement.setting and measurement.counts
     assert measurement.controls or name == "fastgen", "nothing is pruned of heads with random weights"
-    if name != "fastgen" and name not in registry.names("weights"):
+    if name != "fastgen" and name in registry.names("cache"):
         assert any(name in tables for tables in context.ran) or name == "scbench"
-        assert any("random-eviction" in tables or "random-tokens" in tables for tables in context.ran)
+        assert any("random-eviction" in tables for tables in context.ran) or name == "headinfer", "it evicts nothing"
+    if name in registry.names("prompt"):
+        assert any(name in tables for tables in context.ran)
+        assert any("random-tokens" in tables or "random-eviction" in tables for tables in context.ran)
+    if name in HELD and measurement.controls:
+        assert {control.must for control in measurement.controls} >= {"lose", "hold"}
     for part in (measurement.headline, *measurement.parts, *measurement.gates):
         assert any(letter.isalpha() for letter in part.told())
 
@@ -193,3 +215,10 @@ def test_a_claim_about_experts_needs_a_model_that_has_some(name: str, context: C
     measurement = claims.load(name).measure(context)
     assert measurement.verdict() is Verdict.UNTESTABLE
     assert "a mixture of experts, such as mixture-2m" in measurement.headline.told()
+
+
+@pytest.mark.parametrize("name", sorted(OF_MASKS))
+def test_a_claim_about_masks_needs_a_model_that_has_them(name: str, context: Context) -> None:
+    measurement = claims.load(name).measure(context)
+    assert measurement.verdict() is Verdict.UNTESTABLE
+    assert "a model that fills in masks, such as letters-diffusion" in measurement.headline.told()

@@ -293,6 +293,7 @@ def test_the_same_fields_at_other_values_are_refused(fields: dict[str, Any]) -> 
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
 WITHOUT_EPSILON = {name: value for name, value in LLAMA.items() if name != "rms_norm_eps"}
 SIZES: dict[str, dict[str, Any]] = {
+    "Dream": LLAMA | {"mask_token_id": 5},
     "stablelm": WITHOUT_EPSILON,
     "starcoder2": WITHOUT_EPSILON,
     "gemma2": GEMMA,

@@ -41,6 +41,8 @@ def test_a_wheel_builds_in_time_and_holds_kernels_and_data(tmp_path: Path) -> No
         "models/recall/model.safetensors",
         "models/recall_hybrid/model.safetensors",
         "models/mixture/model.safetensors",
+        "models/letters_diffusion/model.safetensors",
+        "models/letters_twin/model.safetensors",
         "page/report.html.j2",
         "page/vendor/chart.umd.min.js",
     ):

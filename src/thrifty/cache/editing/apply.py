@@ -219,6 +219,8 @@ def _move(slots: SequenceSlots, move: Move, layers: tuple[int, ...]) -> None:
                 first[each] += span.count(layer, each)
             if here < start or first[head] > stop or id(span.segment.owner) in done:
                 continue
+            if span.segment.tier == move.tier:
+                continue
             if move.tier == "memory":
                 span.segment.owner.to_memory()
                 continue

@@ -12,6 +12,7 @@ from thrifty.cache.model_info import ModelInfo
 from thrifty.cache.page_selection import BLOCKS
 from thrifty.cache.slots.segment import INDEX, Segment
 from thrifty.cache.slots.span import Span
+from thrifty.cache.slots.streaming import Streaming
 from thrifty.errors import BudgetError, KernelError, StorageError
 from thrifty.formats.kv import FORMATS, PAGE
 from thrifty.kernels import dispatch
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from thrifty.cache.slots.open_rows import OpenRows
     from thrifty.cache.slots.sealed_spans import SealedSpans
     from thrifty.cache.slots.states import RecurrentStates
+    from thrifty.cache.slots.streaming import Group
     from thrifty.cache.slots.tiers import Tiers
     from thrifty.storage.ledger import Reservation
 
@@ -49,7 +51,7 @@ class NativeView:
     Where rows select pages, room for what the view knows of them is charged before it is taken.
 
     Holes and slots that are not selected are seen with a logit bias of −inf. What lies on disk is seen in a copy in
-    memory, which the ledger counts while there is a view.
+    memory, which the ledger counts while there is a view; where the sequence streams, in buffers that each step fills.
 
     view: the native View, None while there is none. It knows how many rows are uncommitted, `OpenRows` then does not.
     charged: index bytes, of selections' biases and of pages' bounds.
@@ -62,8 +64,11 @@ class NativeView:
         shown: tuple[SealedSpans, OpenRows, RecurrentStates | None],
         reservation: Reservation | None,
         selection: PageSelection | None = None,
+        head_group: int | None = None,
     ) -> None:
-        """shown: what it shows. selection: what rows that decode attend to."""
+        """shown: what it shows. selection: what rows that decode attend to. head_group: KV heads that are read from
+        disk together at every step; None: nothing is.
+        """
         self.view: Any = None
         self.charged = 0
         self._tiers = tiers
@@ -77,6 +82,9 @@ class NativeView:
         self._copies: dict[Segment, Segment] = {}
         self._biases: dict[int, list[Floats]] = {}
         self._left_out: dict[int, int] = {}
+        self._streaming = None if head_group is None else Streaming(tiers, model, reservation, head_group)
+        self._groups: dict[int, list[Group]] = {}
+        self._counted = 0
 
     def follow(self, *, sums: bool) -> Any:
         """The view, made where there is none; None where there is no native code. sums: whether native code is to
@@ -85,6 +93,7 @@ class NativeView:
         if self._sums != sums and self._biases:
             self.drop_but_rows()
         self._sums = sums
+        self._count_reads()
         if self._grown and self.view is not None:
             try:
                 self._hold_bounds(self.view)
@@ -103,7 +112,11 @@ class NativeView:
 
     def drop(self) -> None:
         """Let the view go, with the uncommitted rows that native code appended."""
-        self.view = None
+        self._count_reads()
+        self.view, self._counted = None, 0
+        if self._streaming is not None:
+            self._streaming.close()
+            self._groups = {}
         if self.charged:
             self._biases, self._left_out, self._blocks = {}, {}, 0
             charged, self.charged = self.charged, 0
@@ -125,6 +138,8 @@ class NativeView:
     def copies(self) -> Iterator[Segment]:
         """What it holds in memory of segments that lie on disk, one reference each."""
         yield from self._copies.values()
+        if self._streaming is not None:
+            yield from self._streaming.segments()
 
     def uncommitted(self, layer: int) -> int:
         """Rows of a layer that the view has and the sequence has not committed."""
@@ -145,14 +160,25 @@ class NativeView:
                 self.view.truncate(layer, rows)
 
     def rebuild(self, layer: int) -> None:
-        """Everything of one layer anew."""
-        if self.view is not None:
-            self._push_all(self.view, layer)
+        """Everything of one layer anew; every row of other layers is committed where what it reads from disk does not
+        fit the buffers: then the view goes."""
+        if self.view is None:
+            return
+        if self._streaming is not None:
+            groups = self._streaming.groups(layer, self._spans[layer])
+            if not self._streaming.holds(groups):
+                self.drop()
+                return
+            self._groups[layer] = groups
+        self._push_all(self.view, layer)
 
     def reselect(self, layer: int) -> None:
         """Another choice of a layer's slots is attended to, or all of them again; every row is committed. Where the
         biases do not fit, the view goes: `follow` then says what is missing."""
         if self.view is None:
+            return
+        if self._streaming is not None:
+            self.drop()
             return
         try:
             self._push_all(self.view, layer)
@@ -168,6 +194,9 @@ class NativeView:
     def exchange(self, layer: int, index: int, span: Span) -> None:
         """The span at `index`, which holds every head as all before it do, is now this one, of as many tokens."""
         if self.view is None:
+            return
+        if self._streaming is not None:
+            self.drop()  # it may read the bytes that went
             return
         segment, source = span.segment, span.layer(layer)
         form, bias = FORMATS.index(segment.format), _bias_rows(segment, source)
@@ -194,6 +223,8 @@ class NativeView:
 
     def _fill(self, view: Any) -> None:
         try:
+            if self._streaming is not None:
+                self._begin_streaming(self._streaming)
             for layer in self._model.attention_layers:
                 self._push_all(view, layer)
             if self._selection is not None:
@@ -203,6 +234,21 @@ class NativeView:
         except BaseException:
             self.drop()
             raise
+
+    def _begin_streaming(self, streaming: Streaming) -> None:
+        """Buffers for the longest group that lies on disk. Raises BudgetError or StorageError."""
+        layers = self._model.policy_layers
+        self._groups = {layer: streaming.groups(layer, self._spans[layer]) for layer in layers}
+        need = max((group.nbytes for groups in self._groups.values() for group in groups), default=0)
+        if need:
+            streaming.make_buffers(need)
+
+    def _count_reads(self) -> None:
+        """Tell the disk tier what steps have read of it since the last call."""
+        if self._streaming is not None and self.view is not None and self._tiers.disk is not None:
+            read = int(self.view.bytes_read)
+            self._tiers.disk.count_read(read - self._counted)
+            self._counted = read
 
     def _hold_bounds(self, view: Any) -> None:
         """Room for the bounds of all blocks that the view has, where rows select pages. Raises BudgetError with nothing
@@ -224,6 +270,8 @@ class NativeView:
         self._advance(view, layer, self._spans.let_go[layer] % CHUNK_PAGES)
         if layer in self._spans.selected:
             self._push_selected(view, layer)
+        elif self._streaming is not None and self._groups.get(layer):
+            self._push_streamed(view, layer, self._streaming, self._groups[layer])
         else:
             for span in spans:
                 segment, source = span.segment, span.layer(layer)
@@ -250,6 +298,20 @@ class NativeView:
                 slab = self._slabs(segment, span.layer(layer))[segment.heads.index(head)]
                 form = FORMATS.index(segment.format)
                 view.push(layer, head, slab, span.tokens, segment.capacity, form, own, True)
+
+    def _push_streamed(self, view: Any, layer: int, streaming: Streaming, groups: list[Group]) -> None:
+        """The spans of a layer of which some lie on disk: these in the buffers, which steps fill."""
+        for number, span in enumerate(self._spans[layer]):
+            segment, source = span.segment, span.layer(layer)
+            bias, form, owner = _bias_rows(segment, source), FORMATS.index(segment.format), segment.owner
+            for row, head in enumerate(segment.heads):
+                if owner.run is not None:
+                    slab = owner.slab(source, head)
+                else:
+                    slab = streaming.slab(layer, groups, number, head, owner.slab_bytes)
+                own = None if bias is None else bias[row]
+                view.push(layer, head, slab, span.tokens, segment.capacity, form, own, True)
+        streaming.push(view, layer, groups)
 
     def _selected_biases(self, layer: int) -> list[Floats]:
         """By KV head fp32 [places], charged until the view goes."""

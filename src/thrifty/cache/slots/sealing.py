@@ -21,6 +21,29 @@ def seal_first_pages(tail: Tail, spans: SealedSpans, rows: int) -> None:
     tail.rows -= rows
 
 
+def reopen(tail: Tail, spans: SealedSpans, builder: Builder, length: int) -> None:
+    """The slots behind the last whole page of a prompt of `length` tokens, whose every layer ends with them, go on in
+    an open page: as they would lie had the prompt not been computed layer by layer. Raises BudgetError or StorageError.
+    """
+    rows = length % PAGE
+    if not rows:
+        return
+    tail.open(1, length)
+    for group, (page,) in zip(tail.groups, tail.pages, strict=True):
+        for layer in group.layers:
+            last = spans[layer][-1]
+            start = last.tokens - rows
+            cut = builder.copy(last, (layer,), last.segment.heads, start, last.tokens, last.segment.format)
+            page.slabs([layer])[...] = cut.segment.slabs()
+            cut.segment.release()
+            if start:
+                spans.exchange(layer, -1, Span(last.segment, start))
+            else:
+                spans.take(layer).segment.release()
+    tail.rows = rows
+    tail.number(length)
+
+
 def roll(tail: Tail, spans: SealedSpans, view: NativeView, length: int) -> None:
     """Full open pages become sealed spans; windowed layers let go of pages that no row behind `length` tokens sees."""
     while tail.rows >= PAGE:

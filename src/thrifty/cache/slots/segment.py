@@ -221,6 +221,13 @@ class Segment:
             every = every[:, [owner.heads.index(head) for head in rows]]
         return every.reshape(len(which) * len(rows), -1)
 
+    def on_disk_at(self, layer: int, head: int) -> int:
+        """Where the slab of one layer and head begins in the disk tier's file. Only of a segment on disk."""
+        owner = self.owner
+        if owner.extent is None:
+            raise RuntimeError("a segment in memory has no place on disk")
+        return owner.extent.start + owner._place(layer, head) * owner.slab_bytes
+
     def read(self, layer: int, head: int, count: int | None = None) -> Contents:
         """The first `count` tokens (default all) of one layer and head.
 

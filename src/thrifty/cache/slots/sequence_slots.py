@@ -43,9 +43,11 @@ class SequenceSlots:
         reservation: Reservation | None,
         siblings: WeakSet[SequenceSlots] | None = None,
         selection: PageSelection | None = None,
+        head_group: int | None = None,
     ) -> None:
         """reservation: promised bytes to draw from; it is released by `free`. siblings: the set that it joins.
-        selection: what rows that decode attend to, None: everything.
+        selection: what rows that decode attend to, None: everything. head_group: KV heads that steps read from disk
+        together, None: what lies on disk comes to memory before a step.
         """
         self.model = model
         self.tiers = tiers
@@ -62,7 +64,8 @@ class SequenceSlots:
         self.states = RecurrentStates(tiers, model, reservation) if model.state_layers else None
         self.selection = selection
         shown = (self.spans, self.open_rows, self.states)
-        self.native_view = NativeView(tiers, model, shown, reservation, selection)
+        self.streams = head_group is not None
+        self.native_view = NativeView(tiers, model, shown, reservation, selection, head_group)
         self._freed = False
         self.siblings: WeakSet[SequenceSlots] = WeakSet() if siblings is None else siblings
         self.siblings.add(self)
@@ -270,7 +273,7 @@ class SequenceSlots:
         self.parked = False  # from here on its segments are in use: they never make room for each other
         try:
             if self.reservation is not None:
-                away = sum(segment.nbytes for segment in self.segments() if segment.tier == "disk")
+                away = sum(segment.nbytes for segment in self.away())
                 self.tiers.make_room(max(self.reservation.outstanding, away))
                 self.reservation.resume()
             self.bring_in()
@@ -280,9 +283,14 @@ class SequenceSlots:
                 self.reservation.suspend()
             raise
 
-    def bring_in(self) -> None:
-        """Every segment that it holds to memory. Raises BudgetError or StorageError where they do not all fit; some
-        may have come then.
+    def bring_in(self, *, streamed: bool = False) -> None:
+        """To memory what steps need there. streamed: also what they could read from disk, where others might move it
+        meanwhile. Raises BudgetError or StorageError where not all of it fits; some may have come then.
         """
-        for segment in self.segments():
+        for segment in self.segments() if streamed else self.away():
             segment.owner.to_memory()
+
+    def away(self) -> list[Segment]:
+        """The segments on disk that steps need in memory: all, but those that it streams."""
+        streamed = self.spans.segments() if self.streams else {}
+        return [segment for segment in self.segments() if segment.tier == "disk" and id(segment) not in streamed]

@@ -107,9 +107,18 @@ def _shipped(model: str) -> ModelSizes:
 
 
 def _draft(model: str, machine: Machine, length: int, batch: int) -> Estimate:
-    """The roofline of a model that drafts; beyond its context it drafts no more."""
+    """The roofline of a model that drafts; beyond its context it drafts no more. Raises PromptError for one that is
+    made of the model's own layers.
+    """
+    from thrifty.decoding.draft_names import own_draft
+    from thrifty.errors import PromptError
     from thrifty.evaluation.roofline.cost import estimate
 
+    if own_draft(model) is not None:
+        raise PromptError(
+            f"draft = {model!r} runs parts of the model itself, and the roofline knows drafts of other models alone: "
+            "leave the recipe's decoding stage out"
+        )
     sizes = _shipped(model)
     return estimate(sizes, (), machine, length=min(length, sizes.config.context_length), batch=batch)
 

@@ -12,6 +12,7 @@ from thrifty.cli.shared import opening, options, output, serve_options
 from thrifty.cli.shared.ladder import ladder_asked
 from thrifty.cli.shared.replicas import replicas_asked
 from thrifty.cli.shared.served_models import ServedModels, served_adapters, served_models
+from thrifty.decoding.draft_names import own_draft
 
 if TYPE_CHECKING:
     from thrifty.serving.cluster.settings import ClusterSettings
@@ -91,7 +92,7 @@ def command(
     }  # fmt: skip
     served = served_models(model, models or [], name)
     if ray_address is None:  # else they lie on the machines of the cluster
-        opening.check_names([*served.values(), *(drafts or ())])
+        opening.check_names([*served.values(), *(name for name in drafts or () if own_draft(name) is None)])
     added = served_adapters(adapters or [], served)
     shelf = ServedModels(settings, served, added, opening.read_recipe(recipe), engine, several=model is None)
     _serve(shelf, settings, replicated, ", ".join(served), as_json)

@@ -19,12 +19,15 @@ from thrifty.decoding.sampling import ForcedSampler, Sampler, check_tokens
 from thrifty.decoding.sampling_parameters import AtMost, SamplingParameters
 from thrifty.decoding.services import ModelFacts
 from thrifty.decoding.strategies.autoregressive import Autoregressive
+from thrifty.decoding.strategies.dimple import Dimple
 from thrifty.decoding.strategy import DecodingStrategy
 from thrifty.engine.admission import bounding
+from thrifty.engine.admission.masked_checks import check_kind, check_masked
 from thrifty.engine.admission.media_checks import check_drafts, check_media, room_behind
 from thrifty.engine.admission.program_intake import ProgramIntake
 from thrifty.engine.drafting.drafting import NOTHING, Drafting
 from thrifty.engine.drafting.models import facts_of
+from thrifty.engine.media import seen_whole
 from thrifty.engine.prompt.reading import PromptReading, check_policies
 from thrifty.engine.request import Request
 from thrifty.engine.row_extra import RowExtra
@@ -80,6 +83,7 @@ class Intake:
         self._batch = batch
         self._chunk = chunk
         self._adapters = adapters
+        memory.drafts.adapter_of = adapters.get
         self._cache = tuple(tables("cache", cache) or ())
         self._decoding = tuple(tables("decoding", decoding) or ())
         self._programs = ProgramIntake(tuple(tables("programs", programs) or ()), memory, lambda: self._facts)
@@ -106,17 +110,22 @@ class Intake:
             )
         if request.forced is not None and request.samples > 1:
             raise PromptError("forced answers are all the same; use samples = 1")
-        drafting = self._drafting(request.decoding, accepted)
+        if self._config.mask_id is not None:
+            check_masked(request)
+            request = dataclasses.replace(request, media=seen_whole(request.token_ids))
+        salt = request.salt if request.share_prefix else None
+        drafting = self._drafting(request.decoding, accepted, salt)
         reading, drafting = self._programs.reading(request, drafting, lambda names: self._draft_models(names, accepted))
         rows = len(request.prompt) if reading is None else reading.rows
         policies = self._fitted(request, drafting, reading, rows)
         if request.media is not None:
             check_media(request.media, self._config, policies, self._chunk)
-            check_drafts(drafting.strategy)
+            if request.media.pieces:
+                check_drafts(drafting.strategy)
         for policy in policies:
             policy.check_prompt(self._memory.cache.model, rows)
         maximum = self._maximum(request, policies, drafting, rows, rows)
-        sampler = self._sampler(request)
+        sampler = self._sampler(request, drafting.strategy.sampling(request.sampling))
         sampler.observe_prompt(request.token_ids)
         extra = self._extra(request, drafting.strategy)
         return Ticket(request, policies, drafting, maximum, sampler, extra, reading)
@@ -147,6 +156,7 @@ class Intake:
         policies = parent.ticket.policies
         drafting = dataclasses.replace(parent.ticket.drafting, reading=NOTHING)
         maximum = self._maximum(request, policies, drafting, parent.prompt_length, len(parent.tokens))
+        sampling = drafting.strategy.sampling(sampling)
         own = None if sampling.grammar == parent.sampler.parameters.grammar else self._constraint(sampling)
         sampler = parent.sampler.fork(stream, sampling, request.forced or (), own)
         return Ticket(request, policies, drafting, maximum, sampler, parent.extra)
@@ -242,12 +252,17 @@ class Intake:
             names = " and ".join(str(table.get("technique")) for table in chosen)
             raise RecipeError(f"a request decodes with one strategy; the recipe has {names}: keep one")
         if not chosen:
-            return Autoregressive()
+            return Autoregressive() if self._config.mask_id is None else Dimple()
         strategy: DecodingStrategy = registry.build("decoding", chosen[0])
+        check_kind(str(chosen[0]["technique"]), strategy.fills_masks, self._config)
         return strategy
 
-    def _drafting(self, given: Tables | None, accepted: Callable[[], Sequence[Running]] = tuple) -> Drafting:
-        """The strategy with the models that draft for it. Raises RecipeError, BudgetError, and what loading raises."""
+    def _drafting(
+        self, given: Tables | None, accepted: Callable[[], Sequence[Running]] = tuple, salt: str | None = None
+    ) -> Drafting:
+        """The strategy with the models that draft for it. salt: of the request, None where it shares nothing. Raises
+        RecipeError, BudgetError, and what loading raises.
+        """
         strategy = self._strategy(given)
         if strategy.rows > 1 and self._memory.cache.model.state_layers:
             raise RecipeError(
@@ -256,7 +271,8 @@ class Intake:
             )
         models = self._draft_models(strategy.models, accepted)
         strategy.check(self._facts, models)
-        return Drafting(strategy, self._facts, models)
+        self._memory.kept.check(strategy.keeps(self._facts))
+        return Drafting(strategy, self._facts, models, self._memory.drafts.costs, self._memory.kept, salt)
 
     def _draft_models(
         self, names: Sequence[str], accepted: Callable[[], Sequence[Running]]
@@ -276,11 +292,12 @@ class Intake:
                     f"drafts=({name!r:.200},)"
                 )
 
-    def _sampler(self, request: Request) -> Sampler:
+    def _sampler(self, request: Request, sampling: SamplingParameters) -> Sampler:
+        """sampling: the request's, as its strategy has it."""
         if request.forced is not None:
-            return ForcedSampler(request.sampling, self.vocabulary_size, request.forced, absent=self._absent)
-        constraint = self._constraint(request.sampling)
-        return Sampler(request.sampling, self.vocabulary_size, absent=self._absent, constraint=constraint)
+            return ForcedSampler(sampling, self.vocabulary_size, request.forced, absent=self._absent)
+        constraint = self._constraint(sampling)
+        return Sampler(sampling, self.vocabulary_size, absent=self._absent, constraint=constraint)
 
     def _constraint(self, sampling: SamplingParameters) -> Constraint | None:
         if sampling.grammar is None:

@@ -15,7 +15,7 @@ from thrifty.models.config.model_config import ModelConfig
 
 def check_media(media: PromptMedia, config: ModelConfig, policies: Sequence[CachePolicy], chunk: int) -> None:
     """Raise PromptError or RecipeError where they cannot, with what could. chunk: the most rows of a step."""
-    if media.hidden_size != config.hidden_size:
+    if media.pieces and media.hidden_size != config.hidden_size:
         raise PromptError(
             f"embeddings have width {media.hidden_size}; this model's hidden size is {config.hidden_size}"
         )
@@ -31,8 +31,8 @@ def check_media(media: PromptMedia, config: ModelConfig, policies: Sequence[Cach
     reader = rehearsing(policies)
     if reader is not None:
         raise RecipeError(
-            f"{reader.name} reads the prompt's tokens again, and embedded rows have none; use a policy that reads no "
-            "tokens, such as snapkv, or a prompt of token ids"
+            f"{reader.name} reads the prompt's tokens again, and embedded rows have none, those of a masked-diffusion "
+            "model no order; use a policy that reads no tokens, such as snapkv, or a causal model and token ids"
         )
     if media.positions is not None:
         for policy in policies:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from thrifty.cache.pool import Cache
 from thrifty.engine.admission.charges import GRAMMARS
+from thrifty.engine.admission.owed import missing, taken_over
 from thrifty.engine.admission.prefix_keys import adapter_key, plain_salt_key, salt_key
 from thrifty.engine.admission.reopening import Reopening
 from thrifty.engine.admission.request_sizes import RequestSizes
 from thrifty.engine.drafting.models import DRAFT, DraftModels, LoadDraft, load_draft
+from thrifty.engine.drafting.shelf import KeptShelf
 from thrifty.engine.model_info import model_info
 from thrifty.engine.plan.native_runner import NativeRunner
 from thrifty.engine.runner import Runner
@@ -67,8 +69,9 @@ class EngineMemory(Reopening):
             outside=weights + runner.workspace,
         )
         self.sessions = Sessions(self.cache, session_bytes)
-        is_native = isinstance(runner, NativeRunner)
-        self.drafts = DraftModels(self.cache.tiers, load_draft, native=None if is_native else False, batch=batch)
+        native = None if isinstance(runner, NativeRunner) else False
+        self.drafts = DraftModels(model, self.cache.tiers, load_draft, native=native, batch=batch)
+        self.kept = KeptShelf(self.cache.tiers)
         super().__init__(
             RequestSizes(self.cache, model.config.hidden_size, chunk),
             budget=self.ledger.budget,
@@ -207,8 +210,8 @@ class EngineMemory(Reopening):
         growth = max(0, self._need_of(sequence, tokens) - cache.reservation.nbytes) if decoding else 0
         drafts = sequence.samples * sequence.ticket.drafting.nbytes(sequence.total) + sequence.drafting.reading.drafts
         extra = growth + drafts + beside * self._sizes.page_bytes
-        self.cache.tiers.make_room(_missing(sequence) + extra)
-        self.ledger.reserve(f"request {sequence.answer.identity}", _missing(sequence) + extra).release()
+        self.cache.tiers.make_room(missing(sequence) + extra)
+        self.ledger.reserve(f"request {sequence.answer.identity}", missing(sequence) + extra).release()
         cache.resume()
         try:
             if decoding:
@@ -258,11 +261,13 @@ class EngineMemory(Reopening):
         self.cache.recount("workspace", fixed, hidden)
         drafts = self.drafts.nbytes + sum(sequence.draft_bytes for sequence in sequences)
         self._give_drafts(self.ledger.bytes_of(DRAFT) - drafts)
+        self.kept.recount()
 
     def close(self) -> None:
         """Forget the prefix tree and give back everything but the weights."""
         self._closed = True
         self.drafts.close()
+        self.kept.close()
         self.sessions.close()
         if self.cache.checkpoints is not None:
             self.cache.checkpoints.shrink(-1)
@@ -294,7 +299,7 @@ class EngineMemory(Reopening):
         shared = self._sizes.shared(policies, prompt, sequence.shared, sequence.cache.length)
         need = self._sizes.decoding(policies, prompt, tokens, shared)
         lent = sequence.session is not None and sequence.session.lent
-        return max(0, need - _taken_over(sequence.cache)) if lent else need
+        return max(0, need - taken_over(sequence.cache)) if lent else need
 
     def _resize(self, sequence: Running, tokens: int) -> None:
         cache = sequence.cache
@@ -335,16 +340,3 @@ class EngineMemory(Reopening):
             reservation=reservation,
             publishes=sequence.ticket.request.share_prefix,
         )
-
-
-def _taken_over(cache: SequenceCache) -> int:
-    """Bytes of a cache that it took over from a session, outside its own promise."""
-    return sum(segment.nbytes for segment in cache.segments() if segment.reservation is not cache.reservation)
-
-
-def _missing(sequence: Running) -> int:
-    """Bytes that a parked sequence needs before it can go on: what was promised, and what lies on disk."""
-    cache = sequence.cache
-    assert cache is not None and cache.reservation is not None
-    away = sum(segment.nbytes for segment in cache.segments() if segment.tier == "disk")
-    return max(cache.reservation.outstanding, away)

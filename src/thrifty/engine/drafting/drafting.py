@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 from thrifty.decoding.sampling import Sampler
 from thrifty.decoding.services import ModelFacts, Services
+from thrifty.decoding.step_costs import StepCosts
 from thrifty.decoding.strategy import DecodingStrategy, Drafter
 from thrifty.engine.drafting.model import EngineDraftModel
+from thrifty.engine.drafting.shelf import KeptShelf
 
 
 class ReadingBytes(NamedTuple):
@@ -26,13 +28,18 @@ NOTHING = ReadingBytes()
 
 @dataclass(frozen=True)
 class Drafting:
-    """A strategy, the facts of the model that it decodes, and the models that draft for it, by name. reading: what the
-    request's prompt programs hold at most, before anything is decoded.
+    """A strategy, the facts of the model that it decodes, and the models that draft for it, by name.
+
+    costs: of the model's own steps. shelf: what is kept from one answer to the next; salt: of the request, None where
+    it shares nothing. reading: what the request's prompt programs hold at most, before anything is decoded.
     """
 
     strategy: DecodingStrategy
     facts: ModelFacts
     models: Mapping[str, EngineDraftModel] = field(default_factory=dict)
+    costs: StepCosts = field(default_factory=StepCosts)
+    shelf: KeptShelf | None = None
+    salt: str | None = None
     reading: ReadingBytes = NOTHING
 
     @property
@@ -46,4 +53,7 @@ class Drafting:
 
     def open(self, sampler: Sampler) -> Drafter:
         """The drafter of a sequence. Raises what the strategy raises."""
-        return self.strategy.open(Services(self.facts, sampler, self.models))
+        keeps, kept = self.strategy.keeps(self.facts), None
+        if keeps is not None and self.shelf is not None and self.salt is not None:
+            kept = self.shelf.find(self.salt, keeps)
+        return self.strategy.open(Services(self.facts, sampler, self.models, self.costs, kept))

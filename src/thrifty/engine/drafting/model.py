@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
@@ -11,9 +12,13 @@ from thrifty.cache.pool import Cache
 from thrifty.cache.sequence import SequenceCache
 from thrifty.decoding.scores import Scores
 from thrifty.decoding.services import DraftSequence, ModelFacts
+from thrifty.decoding.step_costs import StepCosts
 from thrifty.engine.model_info import model_info
+from thrifty.engine.plan.native_runner import NativeRunner
+from thrifty.engine.row_extra import RowExtra
 from thrifty.engine.runner import CHUNK, Rows, Runner, chunk_end
 from thrifty.errors import ThriftyError
+from thrifty.models.adapters import Adapter
 from thrifty.models.model import Model
 
 TAIL = 2
@@ -28,9 +33,16 @@ class EngineDraftModel:
     "draft", from a request's admission on.
     """
 
-    def __init__(self, model: Model, weights: int, runner: Runner, facts: ModelFacts) -> None:
-        """weights: bytes of them in memory. nbytes: of weights and workspace, as they are before it runs."""
-        self.nbytes = weights + runner.workspace
+    def __init__(
+        self, model: Model, weights: int, runner: Runner, facts: ModelFacts, adapter: Adapter | None = None
+    ) -> None:
+        """weights: bytes of them in memory. nbytes: of weights and workspace, as they are before it runs. adapter: that
+        all its rows take.
+        """
+        scratch = runner.adapter_scratch(adapter.rank) if adapter and isinstance(runner, NativeRunner) else 0
+        self.nbytes = weights + runner.workspace + scratch
+        self.costs = StepCosts()
+        self._extra = None if adapter is None else RowExtra(adapter=adapter)
         self._runner = runner
         self._facts = facts
         self._sequences = 0
@@ -70,7 +82,7 @@ class EngineDraftModel:
 
     def open(self) -> EngineDraftSequence:
         """See DraftModel."""
-        sequence = EngineDraftSequence(self._cache.create(), self._runner, self._closed)
+        sequence = EngineDraftSequence(self._cache.create(), self._runner, self._closed, self._extra)
         self._sequences += 1
         return sequence
 
@@ -83,7 +95,9 @@ class EngineDraftModel:
                     raise ThriftyError(f"{sequence!r} is no sequence of this model: open it here")
                 undo.callback(sequence.forget)
                 batch.append(sequence.rows(tokens))
+            start = time.perf_counter()
             scores = self._runner.decode(batch)
+            self.costs.note(sum(len(own.tokens) for own in batch), time.perf_counter() - start)
             undo.pop_all()
         for sequence, tokens in rows:
             if isinstance(sequence, EngineDraftSequence):
@@ -99,12 +113,15 @@ class EngineDraftModel:
 class EngineDraftSequence:
     """One sequence of a drafting model. drafted: its tokens that are not committed, in order."""
 
-    def __init__(self, cache: SequenceCache, runner: Runner, closed: Callable[[], None]) -> None:
-        """closed: told once, when it has freed what it held."""
+    def __init__(
+        self, cache: SequenceCache, runner: Runner, closed: Callable[[], None], extra: RowExtra | None = None
+    ) -> None:
+        """closed: told once, when it has freed what it held. extra: of all its rows."""
         self.drafted: list[int] = []
         self._cache = cache
         self._runner = runner
         self._on_close = closed
+        self._extra = extra
 
     @property
     def length(self) -> int:
@@ -136,7 +153,7 @@ class EngineDraftSequence:
         """These tokens as rows behind all that it holds, with room for them."""
         start = self.length + len(self.drafted)
         self._cache.reserve(len(self.drafted) + len(tokens))
-        return Rows(self._cache, tokens, start, start + len(tokens))
+        return Rows(self._cache, tokens, start, start + len(tokens), extra=self._extra)
 
     def forget(self) -> None:
         """Drop all uncommitted tokens, also those that a failed step left in some layers only."""
@@ -160,7 +177,8 @@ class EngineDraftSequence:
         stop = chunk_end(start, len(tokens), CHUNK)
         self._cache.reserve(stop - start)
         try:
-            self._runner.prefill(Rows(self._cache, tokens[start:stop], start, len(tokens)), last=False)
+            rows = Rows(self._cache, tokens[start:stop], start, len(tokens), extra=self._extra)
+            self._runner.prefill(rows, last=False)
         except BaseException:
             self.forget()
             raise

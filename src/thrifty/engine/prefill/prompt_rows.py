@@ -52,7 +52,7 @@ class PromptRows:
 
     def embed(self, runner: Runner, start: int, chunk: int) -> Floats:
         """The first hidden states of all rows from `start` on, fp32 [rows, hidden]."""
-        if self._media is None:
+        if self._media is None or not self._media.pieces:
             return runner.embed(self.tokens[start:])
         hidden = np.empty((len(self.tokens) - start, self._media.hidden_size), np.float32)
         for first in range(start, len(self.tokens), chunk):

@@ -180,7 +180,7 @@ class Session:
 
 def away(cache: SequenceCache) -> int:
     """Bytes that come to memory when a cache is gone on from: positions and biases are there already."""
-    return sum(segment.nbytes - segment.index_bytes for segment in cache.segments() if segment.tier == "disk")
+    return sum(segment.nbytes - segment.index_bytes for segment in cache.away())
 
 
 def aligned(tokens: Sequence[int], prompt: Sequence[int], tokenizer: Decoder) -> tuple[int, ...] | None:

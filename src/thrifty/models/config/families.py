@@ -174,7 +174,8 @@ class Family:
 
     `windows`, `biases`, `mixture` and `nope` read fields; `defaults` are values for absent ones. `epsilon` is the
     field of the norms' epsilon. `rotated`: the share of a head's channels that turn where the file names none; None:
-    they all do. `multipliers`: Granite's, of embedding, attention scores, residual branches and logits.
+    they all do. `multipliers`: Granite's, of embedding, attention scores, residual branches and logits. `masks`:
+    whether it fills in masks, of the id `mask_token_id`, and its rows see both ways.
     """
 
     windows: Windows = _no_windows
@@ -189,6 +190,7 @@ class Family:
     mlp: MLP = "gated"
     rotated: float | None = None
     multipliers: bool = False
+    masks: bool = False
     theta: float = 10_000.0
     local_theta: float | None = None
     tied: bool = False
@@ -215,6 +217,8 @@ _GEMMA_SIZES = {
 _PHI3_FIELDS = ("auto_map", "full_attn_mod", "interpolate_factor")
 # Its checkpoints bring their own code, which computes as the decoder here; the others are of training.
 _DEEPSEEK_FIELDS = ("auto_map", "seq_aux")
+# Fields of Dream's own code; its attention sees both ways, whatever these say.
+_DREAM_FIELDS = ("auto_map", "max_window_layers", "sliding_window", "use_mrope", "use_sliding_window")
 _STARCODER2_FIELDS = ("activation_function", "mlp_type", "norm_type", "scale_attn_weights")
 
 FAMILIES: dict[str, Family] = {
@@ -302,5 +306,6 @@ FAMILIES: dict[str, Family] = {
     ),
     "olmoe": Family(biases=_attention_biases, mixture=_olmoe_experts, qk_norm="full", defaults={"rms_norm_eps": 1e-5}),
     "deepseek": Family(biases=_attention_biases, mixture=_deepseek_experts, ignored=_DEEPSEEK_FIELDS),
+    "Dream": Family(biases=_qkv_biases, masks=True, ignored=_DREAM_FIELDS),
     "qwen2_moe": Family(windows=_by_type(_lower_even_layers), biases=_qkv_biases, mixture=_qwen_experts),
 }

@@ -115,6 +115,7 @@ def _read(fields: Fields, family: Family, name: str) -> ModelConfig:
         experts=experts,
         bos_ids=fields.token_ids("bos_token_id", TOKEN_LIMIT),
         eos_ids=fields.token_ids("eos_token_id", TOKEN_LIMIT),
+        mask_id=fields.integer("mask_token_id", low=0, high=TOKEN_LIMIT) if family.masks else None,
         pad_id=None if pad is None else fields.integer("pad_token_id", low=-1, high=TOKEN_LIMIT),
     )
 

@@ -70,7 +70,8 @@ class ModelConfig:
     them. `final_softcap` and `attention_softcap` c squash x to c·tanh(x / c). `norm` is "rms", or "layer": the
     mean taken off, and a bias. `pre_norms` puts one before attention and before the MLP, `post_norms` one after
     each. `mlp` is "gated", or "plain": down(activation(up(x))). `residual_scale` multiplies what attention and MLP
-    add to the hidden state, `logit_scale` the logits.
+    add to the hidden state, `logit_scale` the logits. `mask_id` is the token that a
+    masked-diffusion model fills in: its rows see both ways, each predicts the token behind it; None: a causal model.
     """
 
     family: str
@@ -104,6 +105,7 @@ class ModelConfig:
     bos_ids: tuple[int, ...] = ()
     eos_ids: tuple[int, ...] = ()
     pad_id: int | None = None
+    mask_id: int | None = None
 
     def __post_init__(self) -> None:
         self._check_sizes()
@@ -114,6 +116,8 @@ class ModelConfig:
                 check_integer(field, token, 0, LIMITS["vocabulary_size"])
         if self.pad_id is not None:
             check_integer("pad_id", self.pad_id, -1, LIMITS["vocabulary_size"])
+        if self.mask_id is not None:
+            self._check_mask(self.mask_id)
 
     @property
     def query_width(self) -> int:
@@ -153,6 +157,14 @@ class ModelConfig:
             raise ConfigError(f"heads is {self.heads}; it must be a multiple of kv_heads, {self.kv_heads}.")
         if self.head_dim % 2:
             raise ConfigError(f"head_dim is {self.head_dim}; it must be even.")
+
+    def _check_mask(self, mask: int) -> None:
+        check_integer("mask_token_id", mask, 0, self.vocabulary_size - 1)
+        if any(layer.mixer != "attention" or layer.window is not None for layer in self.layers):
+            raise ConfigError(
+                f"mask_token_id is {mask}, and a layer is recurrent or has a window; the layers of a masked-diffusion "
+                "model attend to all tokens, both ways."
+            )
 
     def _check_numerics(self) -> None:
         check_number("norm_epsilon", self.norm_epsilon, 0.0, 1.0)

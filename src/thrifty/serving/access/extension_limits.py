@@ -32,7 +32,7 @@ def granted(settings: ServerSettings, asked: Extensions) -> dict[str, Any]:
 def _check_turned_on(settings: ServerSettings, asked: Extensions) -> None:
     if settings.request_recipes:
         return
-    for name in ("cache", "cache_memory", "prompt", "decoding"):
+    for name in ("cache", "cache_memory", "prompt", "decoding", "counterfactual"):
         if getattr(asked, name) is not None:
             param = f"thrifty.{name}"
             raise RequestError(f"'{param}' is turned off on this server; leave it out", 403, param)

@@ -11,6 +11,7 @@ from thrifty.decoding.grammar import Grammar
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.request import MOST_PRIORITY
 from thrifty.serving.bodies.body import Body
+from thrifty.serving.bodies.counterfactual import Counterfactual
 from thrifty.serving.bodies.structured import ResponseFormat, StructuredOutputs, grammar_of
 from thrifty.serving.errors import RequestError
 
@@ -34,7 +35,7 @@ class Extensions(Body):
     """What OpenAI's API has no field for. cache: tables of cache techniques, as in a recipe. prompt, decoding:
     likewise, of decoding one table at most. cache_memory: a bound on the request's cache, in bytes or as "20MB".
     priority: higher ones are admitted first. session: the name of a conversation that goes on from its own compressed
-    cache.
+    cache. counterfactual: what is replayed of another answer.
     """
 
     cache: list[dict[str, Any]] | None = None
@@ -42,6 +43,7 @@ class Extensions(Body):
     decoding: list[dict[str, Any]] | None = None
     cache_memory: StrictInt | str | None = None
     session: str | None = None
+    counterfactual: Counterfactual | None = None
     priority: StrictInt | None = Field(default=None, ge=-MOST_PRIORITY, le=MOST_PRIORITY)
 
 

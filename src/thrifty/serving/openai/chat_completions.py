@@ -18,6 +18,7 @@ from thrifty.serving.bodies.sampling import SamplingBody
 from thrifty.serving.errors import RequestError
 from thrifty.serving.model_shelf import ModelShelf
 from thrifty.serving.openai import logprobs as shown
+from thrifty.serving.replay import replay_of
 from thrifty.serving.service import Service
 from thrifty.serving.tool_calls.calling import Calling
 from thrifty.serving.tool_calls.offer import FunctionBody, FunctionName, Offer, offer_of
@@ -182,7 +183,9 @@ def router(models: ModelShelf) -> APIRouter:
         service.check_length(len(prompt))  # before a grammar is compiled, which may take seconds
         form = body.form if calling is None else (calling.grammar, "tools")
         sampling = body.sampling(body.limit, body.alternatives, await service.compiled(form))
-        handle = await service.submit(prompt, sampling, body.n, body.thrifty, key_of(http))
+        key = key_of(http)
+        replay = await replay_of(service, prompt, sampling, body.thrifty, body.n, key)
+        handle = await service.submit(prompt, replay.sampling, body.n, body.thrifty, key, replay.fields)
         answer = ChatAnswer(service, body, handle, [] if calling is None else calling.readers(body.n))
         if body.stream:
             keep_alive = service.settings.keep_alive_seconds

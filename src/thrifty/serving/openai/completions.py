@@ -24,6 +24,7 @@ from thrifty.serving.metrics import Metrics
 from thrifty.serving.model_shelf import ModelShelf
 from thrifty.serving.openai import logprobs as shown
 from thrifty.serving.openai.echo import Echo, check_size, echoes_of, joined
+from thrifty.serving.replay import replay_of
 from thrifty.serving.service import Service, salt_of
 
 MAX_TOKENS = 16  # OpenAI's default
@@ -230,7 +231,8 @@ async def _submitted(
     handles: list[AsyncHandle] = []
     try:
         for prompt in encoded:
-            handles.append(await service.submit(prompt, sampling, body.n, body.thrifty, key))
+            replay = await replay_of(service, prompt, sampling, body.thrifty, body.n, key)
+            handles.append(await service.submit(prompt, replay.sampling, body.n, body.thrifty, key, replay.fields))
     except BaseException:
         for handle in handles:
             handle.cancel()

@@ -73,8 +73,9 @@ void Attention::check(const View& view, int layer, int rows, int heads, int wind
                                   std::to_string(view.tokens(layer, h)));
 }
 
-void Attention::begin() {
-  args_.clear(), tasks_.clear(), merges_.clear(), fresh_.clear(), choice_.begin();
+void Attention::begin(Streams* streams, const std::vector<Streams::Stage>* stages) {
+  args_.clear(), tasks_.clear(), merges_.clear(), parts_.clear(), fresh_.clear(), choice_.begin();
+  streams_ = streams, stages_ = stages, failed_ = false;
   next_.store(0, std::memory_order_relaxed);
 }
 
@@ -128,11 +129,21 @@ void Attention::split(int index, int workers, size_t tiles) {
     tasks_.push_back({index, a.kv_head, row, std::min(row + step, a.n)});
 }
 
+void Attention::split_heads(int first, int last, int workers, size_t tiles) {
+  Part part{first, last, (int)tasks_.size(), 0, (int)merges_.size(), 0};
+  for (size_t i = 0; i < args_.size(); i++)
+    if (args_[i].kv_head >= first && args_[i].kv_head < last) split((int)i, workers, tiles);
+  part.last_task = (int)tasks_.size(), part.last_merge = (int)merges_.size();
+  parts_.push_back(part);
+}
+
 void Attention::prepare(AttentionBuffers& buffers, int workers) {
   size_t tiles = 0, floats = 0, rows = 0;
   bool finals = false;
   for (const auto& a : args_) tiles += (size_t)((a.n - 1) / kernels().attend_rows(a.group) + 1);
-  for (size_t i = 0; i < args_.size(); i++) split((int)i, workers, tiles);
+  if (!stages_) split_heads(0, kv_heads_, workers, tiles);
+  for (size_t i = 0; stages_ && i < stages_->size(); i++)
+    split_heads((*stages_)[i].first, (*stages_)[i].last, workers, tiles);
   for (size_t i = 0; i < args_.size(); i += (size_t)kv_heads_) {  // heads may differ in length after eviction
     AttendArgs* heads = &args_[i];
     int chunks = 0;
@@ -144,7 +155,8 @@ void Attention::prepare(AttentionBuffers& buffers, int workers) {
   choice_.prepare(buffers.choice, args_);
   apart_ = choice_.empty() && (!merges_.empty() || tiles == args_.size());
   for (size_t i = 0; i + 1 < args_.size(); i++)  // heads follow one another in memory as in the tasks
-    if (apart_ && args_[i + 1].span_count > 0 && args_[i + 1].window == 0) args_[i].after = args_[i + 1].spans;
+    if (apart_ && !stages_ && args_[i + 1].span_count > 0 && args_[i + 1].window == 0)
+      args_[i].after = args_[i + 1].spans;
   if (!merges_.empty() && buffers.partials.size() < floats) buffers.partials.resize(floats);
   accumulates_ = finals;
   if (finals && buffers.finals.size() < rows) buffers.finals.resize(rows);
@@ -182,8 +194,24 @@ void Attention::warm(Worker& w) const {
 }
 
 void Attention::run(Worker& w) {
-  const Kernels& k = kernels();
   if (!choice_.empty()) choice_.run(w, args_, read_query, this);
+  if (!stages_) return run_part(parts_[0], w);
+  for (size_t i = 0; i < stages_->size(); i++) {
+    const Streams::Stage& stage = (*stages_)[i];
+    if (!streams_->wait(stage)) {
+      failed_ = true;
+      return;
+    }
+    if (w.id == 0) next_.store(parts_[i].first_task, std::memory_order_relaxed);
+    w.barrier();
+    run_part(parts_[i], w);
+    w.barrier();
+    if (w.id == 0) streams_->release(stage);
+  }
+}
+
+void Attention::run_part(const Part& part, Worker& w) {
+  const Kernels& k = kernels();
   Turned turned(*this, w.scratch);
   uint8_t* scratch = args_.empty() ? w.scratch : w.scratch + Turned::bytes(args_[0].dim, args_[0].group);
   const auto work = [&](const Task& t) {
@@ -191,35 +219,35 @@ void Attention::run(Worker& w) {
     if (t.last < 0) k.attend_chunk(a, t.first, scratch);
     else k.attend_tile(a, t.first, t.last, scratch);
   };
-  const int count = (int)tasks_.size();
+  const int count = part.last_task - part.first_task, end = part.first_task + w.end(count);
   if (apart_) {
-    for (int i = w.begin(count), end = w.end(count); i < end; i++) {
+    for (int i = part.first_task + w.begin(count); i < end; i++) {
       if (i + 1 < end) fetch_slot(tasks_[(size_t)i + 1]);
       work(tasks_[(size_t)i]);
     }
   } else {
-    for (int i = next_.fetch_add(1); i < count; i = next_.fetch_add(1)) work(tasks_[(size_t)i]);
+    for (int i = next_.fetch_add(1); i < part.last_task; i = next_.fetch_add(1)) work(tasks_[(size_t)i]);
   }
-  if (!merges_.empty()) w.barrier(), merge(w);
-  if (accumulates_) w.barrier(), accumulate(w);
+  if (!merges_.empty()) w.barrier(), merge(part, w);
+  if (accumulates_) w.barrier(), accumulate(part, w);
 }
 
-void Attention::merge(Worker& w) {
+void Attention::merge(const Part& part, Worker& w) {
   const Kernels& k = kernels();
   int unit = 0;
-  for (int index : merges_) {
-    const AttendArgs& a = args_[(size_t)index];
+  for (int i = part.first_merge; i < part.last_merge; i++) {
+    const AttendArgs& a = args_[(size_t)merges_[(size_t)i]];
     for (int row = 0; row < a.n; row++)
       for (int g = 0; g < a.group; g++)
         if (unit++ % w.count == w.id) k.attend_merge(a, row, a.kv_head * a.group + g);
   }
 }
 
-void Attention::accumulate(Worker& w) {
+void Attention::accumulate(const Part& part, Worker& w) {
   const Kernels& k = kernels();
   int unit = 0;
   for (const auto& a : args_) {
-    if (!a.accumulate) continue;
+    if (!a.accumulate || a.kv_head < part.first_head || a.kv_head >= part.last_head) continue;
     const int pages = a.span_count ? a.spans[a.span_count - 1].first_page + a.spans[a.span_count - 1].pages() : 0;
     for (int page = 0; page < pages; page++)
       if (unit++ % w.count == w.id) k.attend_accumulate(a, page, w.scratch);

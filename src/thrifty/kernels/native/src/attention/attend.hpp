@@ -7,6 +7,7 @@
 #include "pool.hpp"
 #include "types.hpp"
 #include "attention/page_choice.hpp"
+#include "attention/streams.hpp"
 #include "attention/view.hpp"
 
 namespace thrifty {
@@ -51,12 +52,14 @@ class Attention {
   static size_t scratch_bytes(int dim, int group);
   static void check(const View& view, int layer, int rows, int heads, int window);  // throws std::invalid_argument
 
-  void begin();
+  // stages: of the heads of a layer that is streamed, which keep it until the last `run`; null: it is not.
+  void begin(Streams* streams = nullptr, const std::vector<Streams::Stage>* stages = nullptr);
   // `rows` queries of one sequence whose keys and values the view already counts. q, out: [rows, heads, dim].
   void add(const View& view, int layer, const Call& call, int rows, const float* q, float* out);
   void prepare(AttentionBuffers& buffers, int workers);  // after the last add, before run
   void warm(Worker& w) const;                            // asks for the first page that the worker will read
   void run(Worker& w);                                   // on all workers; the caller puts a barrier behind it
+  bool failed() const { return failed_; }                // what lies in a file did not come; the rest was left out
 
  private:
   struct Task {
@@ -71,17 +74,27 @@ class Attention {
   };
   class Turned;
   static void read_query(const void* attention, int index, int row, int head, float* to);
+  // The tasks of some heads, all of them where nothing is streamed, and what of `merges_` is theirs.
+  struct Part {
+    int first_head, last_head, first_task, last_task, first_merge, last_merge;
+  };
   void split(int index, int workers, size_t tiles);
+  void split_heads(int first, int last, int workers, size_t tiles);
+  void run_part(const Part& part, Worker& w);
   bool writes(const Task& t) const;  // whether the task reads the page of a row that is still to be written
   void fetch_slot(const Task& t) const;
-  void merge(Worker& w);
-  void accumulate(Worker& w);
+  void merge(const Part& part, Worker& w);
+  void accumulate(const Part& part, Worker& w);
 
   std::vector<AttendArgs> args_;  // [sequence][kv_head]
   std::vector<Fresh> fresh_;      // [sequence]
   PageChoice choice_;
   std::vector<Task> tasks_;
   std::vector<int> merges_;  // indices of args whose chunks run apart
+  std::vector<Part> parts_;
+  Streams* streams_ = nullptr;
+  const std::vector<Streams::Stage>* stages_ = nullptr;
+  std::atomic<bool> failed_{false};
   int kv_heads_ = 1;
   bool accumulates_ = false;
   bool apart_ = false;  // tasks in even runs of neighbours, so that what a worker fetches ahead is its own; else first

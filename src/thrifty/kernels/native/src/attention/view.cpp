@@ -50,6 +50,7 @@ View::View(std::vector<int> kv_heads, std::vector<int> head_dims)
   }
   if (lists == 0) refuse("a view needs at least one layer and one KV head");
   spans_.resize(lists);
+  streamed_.resize(kv_heads_.size());
   base_pages_.resize(lists);
 }
 
@@ -120,7 +121,27 @@ void View::clear(int layer, int head) {
     base_pages_[at(layer, h)] = 0;
     forget_bounds(layer, h, 0);
   }
+  if (head >= 0) return;
+  streamed_[(size_t)layer].clear();
+  streams_ = std::any_of(streamed_.begin(), streamed_.end(), [](const auto& groups) { return !groups.empty(); });
 }
+
+void View::stream(int layer, StreamGroup group) {
+  check_idle();
+  auto& groups = streamed_[checked(layer)];
+  const int first = groups.empty() ? 0 : groups.back().last_head;
+  if (group.first_head < first || group.last_head <= group.first_head || group.last_head > kv_heads(layer))
+    refuse("a streamed group of heads " + std::to_string(group.first_head) + ".." + std::to_string(group.last_head) +
+           " does not follow head " + std::to_string(first) + " of " + std::to_string(kv_heads(layer)));
+  if (bounds(layer, group.first_head)) refuse("rows do not select pages in a layer that is streamed");
+  for (const StreamRead& one : group.reads)
+    if (!one.to || one.offset < 0 || one.least < 1 || one.bytes < one.least)
+      refuse("a read of " + std::to_string(one.bytes) + " bytes at " + std::to_string(one.offset) + " is none");
+  groups.push_back(std::move(group));
+  streams_ = true;
+}
+
+const std::vector<StreamGroup>& View::streamed(int layer) const { return streamed_[checked(layer)]; }
 
 void View::set_state(int layer, LayerState state) {
   check_idle();
@@ -200,6 +221,7 @@ void View::select_pages(int layer, int page, int budget) {
   at(layer, 0);
   if (page < kLanes || page > kPage || kPage % page)
     refuse("a page to select has 16, 32 or 64 slots, not " + std::to_string(page));
+  if (!streamed_[(size_t)layer].empty()) refuse("rows do not select pages in a layer that is streamed");
   if (budget < 2) refuse("a row attends to at least 2 pages, not " + std::to_string(budget));
   bounds_.resize(spans_.size());
   for (int h = 0; h < kv_heads(layer); h++) bounds_[at(layer, h)] = PageBounds(head_dim(layer), page, budget);

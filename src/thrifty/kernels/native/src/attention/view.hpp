@@ -6,6 +6,7 @@
 
 #include "types.hpp"
 #include "attention/page_bounds.hpp"
+#include "attention/streamed.hpp"
 
 namespace thrifty {
 
@@ -55,6 +56,15 @@ class View {
   int most_blocks() const;                        // of a head in a layer that selects, with those still to be filled
   PageBounds* bounds(int layer, int head) const;  // null: the layer does not select. A step may add what is not known
 
+  // Spans of these heads of a layer lie in a file, and their addresses in a buffer that a step fills; see
+  // attention/streams.hpp. Groups come in the order of their heads, behind the spans; `clear` of all heads forgets a
+  // layer's.
+  void stream(int layer, StreamGroup group);
+  const std::vector<StreamGroup>& streamed(int layer) const;
+  bool streams() const { return streams_; }
+  void count_read(int64_t bytes) const { read_ += bytes; }
+  int64_t bytes_read() const { return read_.load(); }
+
   struct Busy {  // held while a step reads the view: changes are refused
     explicit Busy(View& v) : view(v) { view.users_++; }
     ~Busy() { view.users_--; }
@@ -76,8 +86,11 @@ class View {
   std::vector<size_t> first_;              // by layer, where its heads' lists begin
   std::vector<std::vector<Span>> spans_;
   std::vector<int> base_pages_;
-  std::vector<LayerState> states_;          // by layer, or empty
-  mutable std::vector<PageBounds> bounds_;  // as spans_, or empty
+  std::vector<LayerState> states_;                  // by layer, or empty
+  mutable std::vector<PageBounds> bounds_;          // as spans_, or empty
+  std::vector<std::vector<StreamGroup>> streamed_;  // by layer
+  bool streams_ = false;                            // whether any layer has some
+  mutable std::atomic<int64_t> read_{0};
   std::atomic<int> users_{0};
 };
 

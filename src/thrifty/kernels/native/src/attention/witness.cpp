@@ -21,6 +21,7 @@ void check(const View& view, int layer, const Witnesses& call, const std::vector
   if (judged.size() != (size_t)view.kv_heads(layer))
     refuse("judged slots of " + std::to_string(judged.size()) + " KV heads; the view has " +
            std::to_string(view.kv_heads(layer)));
+  if (!view.streamed(layer).empty()) refuse("slots that lie in a file are not scored");
   if (call.forced < call.rows)
     refuse(std::to_string(call.rows) + " rows are more than the " + std::to_string(call.forced) + " forced ones");
   for (int h = 0; h < view.kv_heads(layer); h++) {

@@ -57,7 +57,8 @@ void bind_sampler(nb::module_& m) {
       .def_rw("min_p", &SamplingOptions::min_p)
       .def_rw("repetition_penalty", &SamplingOptions::repetition)
       .def_rw("presence_penalty", &SamplingOptions::presence)
-      .def_rw("frequency_penalty", &SamplingOptions::frequency);
+      .def_rw("frequency_penalty", &SamplingOptions::frequency)
+      .def_rw("gumbel", &SamplingOptions::gumbel);
   nb::class_<HeldSampler>(m, "Sampler", "The sampling of one sample; see thrifty/decoding/native_sampling.py.")
       .def("__init__", &make_sampler, nb::kw_only(), "options"_a, "source"_a, "said"_a, "biases"_a, "absent"_a,
            "forced"_a, "vocabulary"_a,

@@ -52,15 +52,18 @@ void run_attend(View& view, int layer, nb::handle query, nb::handle out, float s
   const auto sums = array_or_none<float>(accumulate, "accumulate", {heads, slots});
   View::Busy busy(view);
   nb::gil_scoped_release released;
+  std::vector<View*> views{&view};
+  const auto streams = Streams::wanted(views) ? std::make_unique<Streams>(views, std::vector<int>{layer}) : nullptr;
   Attention attention;
   AttentionBuffers buffers;
-  attention.begin();
+  attention.begin(streams.get(), streams ? streams->stages(layer) : nullptr);
   Attention::Call call{heads, scale, softcap, window, sums.data, slots};
   call.decodes = decodes;
   attention.add(view, layer, call, rows, q.data, to.data);
   attention.prepare(buffers, Pool::shared().threads());
   Pool::shared().run(Attention::scratch_bytes(view.head_dim(layer), heads / view.kv_heads(layer)),
                      [&](Worker& w) { attention.run(w); });
+  if (attention.failed()) throw std::runtime_error(streams->error());
 }
 
 void run_witness(View& view, int layer, nb::handle query, const std::vector<std::tuple<int, int, int>>& judged,

@@ -61,6 +61,21 @@ void set_state(View& view, int layer, nb::handle committed, nb::handle newest, i
   view.set_state(layer, {first.data, second.data, first.shape[0], rows});
 }
 
+// Reads [offset, bytes, least, place in the buffer] of one group of heads.
+void stream(View& view, int layer, int first_head, int last_head, int descriptor, bool direct, int buffer,
+            nb::handle memory, nb::handle reads) {
+  const auto to = array<uint8_t>(memory, "memory", {kAny});
+  const auto rows = array<const int64_t>(reads, "reads", {kAny, 4});
+  StreamGroup group{first_head, last_head, descriptor, direct, buffer, {}};
+  for (int64_t i = 0; i < rows.shape[0]; i++) {
+    const int64_t* row = rows.data + i * 4;
+    if (row[1] < 1 || row[3] < 0 || row[3] + row[1] > to.shape[0])
+      throw std::invalid_argument("a read of " + std::to_string(row[1]) + " bytes does not fit its buffer");
+    group.reads.push_back({row[0], row[1], row[2], to.data + row[3]});
+  }
+  view.stream(layer, std::move(group));
+}
+
 void append(View& view, int layer, nb::handle keys, nb::handle values) {
   const auto k = array<const float>(keys, "keys", {kAny, view.kv_heads(layer), view.head_dim(layer)});
   const auto v = array<const float>(values, "values", {k.shape[0], view.kv_heads(layer), view.head_dim(layer)});
@@ -101,6 +116,13 @@ void bind_view(nb::module_& m) {
            "Rows that decode attend in a layer to `budget` pages of `page` slots, their own among them.")
       .def("hold_bounds", &View::hold_bounds, "blocks"_a, "Room for the bounds of so many blocks of 64 slots a head.")
       .def_prop_ro("most_blocks", &View::most_blocks, "Of a head that selects, with those that are still to be filled.")
+      .def("stream", &stream, "layer"_a, "first_head"_a, "last_head"_a, "descriptor"_a, "direct"_a, "buffer"_a,
+           "memory"_a, "reads"_a,
+           "Slots of these heads, which were pushed with addresses in `memory` uint8 [bytes], lie in a file: reads "
+           "int64 "
+           "[n, 4], each an offset, its bytes, how many of them must come, and the place in `memory`. Groups with the "
+           "same number of a buffer share it.")
+      .def_prop_ro("bytes_read", &View::bytes_read, "From files, in all steps so far.")
       .def("set_state", &set_state, "layer"_a, "committed"_a, "newest"_a, "rows"_a = 0,
            "A layer with a recurrent state, in two buffers float32 [numbers]; rows: what `newest` has seen more.")
       .def("commit_states", &View::commit_states, "layer"_a = -1, "What the newest rows made of a state stays.")

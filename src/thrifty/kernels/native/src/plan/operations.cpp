@@ -187,7 +187,7 @@ void RotateAppend::run(Plan& plan, Step& s, Worker& w) {
 }
 
 void Attend::prepare(Plan& plan, Step& s, int workers) {
-  attention.begin();
+  attention.begin(s.streams.get(), s.streams ? s.streams->stages(layer) : nullptr);
   const LayerWidths& own_widths = plan.shape.of(layer);
   const size_t width = (size_t)own_widths.heads * (size_t)own_widths.head_dim,
                kept = (size_t)own_widths.kv_heads * (size_t)own_widths.head_dim;

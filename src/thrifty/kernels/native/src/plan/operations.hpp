@@ -72,6 +72,7 @@ struct Attend final : Operation {
   void prepare(Plan&, Step&, int workers) override;
   void run(Plan&, Step&, Worker& w) override { attention.run(w); }
   void warm(Plan&, const Step&, Worker& w) override { attention.warm(w); }
+  bool ends(const Step&) const override { return attention.failed(); }
   int q, out;
   Attention::Call call;
   const RotateAppend* before;  // the operation in front that it may do; null: none

@@ -130,6 +130,13 @@ void Plan::undo(Step& s) const {
       s.views[i]->truncate(layer, s.counts[i]);
 }
 
+void Plan::open_streams(Step& s) const {
+  std::vector<int> layers;
+  for (int layer = s.first_layer; layer < s.last_layer; layer++)
+    if (s.skip.empty() || !s.skip[(size_t)layer]) layers.push_back(layer);
+  if (!layers.empty() && Streams::wanted(s.views)) s.streams = std::make_unique<Streams>(s.views, layers);
+}
+
 bool Plan::wanted(const Operation& op, const Step& s) const {
   if (op.layer == Operation::kEmbed) return s.tokens != nullptr;
   if (op.layer == Operation::kLogits) return s.logit_count > 0;
@@ -189,19 +196,25 @@ void Plan::run(Step& s) {
   derive(s);
   std::vector<std::unique_ptr<View::Busy>> busy;
   for (View* v : s.views) busy.push_back(std::make_unique<View::Busy>(*v));
+  std::string unread;
   try {
+    open_streams(s);
     prepare(s, workers);
     Pool::shared().run(scratch_, [&](Worker& w) { execute(s, w); });
+    if (s.streams) unread = s.streams->error();
+    s.streams.reset();
   } catch (...) {
+    s.streams.reset();
     busy.clear();
     undo(s);
     throw;
   }
   spent_.seconds += std::chrono::duration<double>(Clock::now() - start).count(),
       spent_.processor += processor_seconds() - processor;
-  if (s.missing < 0) return;
+  if (s.missing < 0 && unread.empty()) return;
   busy.clear();
   undo(s);
+  if (!unread.empty()) throw std::runtime_error(unread);
   throw std::runtime_error("what layer " + std::to_string(s.missing) + " needs did not arrive within " +
                            std::to_string(s.patience) + " seconds; set its flag, or allow more time");
 }

@@ -8,6 +8,7 @@
 #include "plan/after_layer.hpp"
 #include "plan/arrivals.hpp"
 #include "attention/attend.hpp"
+#include "attention/streams.hpp"
 #include "linear/mapped_rows.hpp"
 #include "linear/linear.hpp"
 #include "linear/low_rank.hpp"
@@ -56,7 +57,8 @@ struct Step {
     return ((size_t)layer * views.size() + sequence) * (size_t)kv_stride + (size_t)head;
   }
   int slots_of(int layer, size_t sequence, int head) const { return slots[slot_place(layer, sequence, head)]; }
-  int missing = -1;  // the layer that was waited for in vain
+  std::unique_ptr<Streams> streams;  // what its views have in files, null: nothing
+  int missing = -1;                  // the layer that was waited for in vain
 };
 
 // The attention of one layer (of a recurrent one: of the model).
@@ -162,6 +164,7 @@ class Plan {
   void check_sight(const Step& s) const;
   void derive(Step& s) const;
   void undo(Step& s) const;
+  void open_streams(Step& s) const;
   void prepare(Step& s, int workers);
   bool wanted(const Operation& op, const Step& s) const;
   void execute(Step& s, Worker& w);

@@ -155,6 +155,17 @@ double uniform(uint64_t seed, uint64_t stream, uint64_t position) {
   return (double)(state >> 11) / (double)(1ull << 53);
 }
 
+uint64_t noise_state(uint64_t seed, uint64_t stream, uint64_t position) {
+  uint64_t state = mix(seed ^ 0x6A09E667F3BCC909ull);
+  state = mix(state ^ mix(stream + 0x5851F42D4C957F2Dull));
+  return mix(state ^ mix(position + 0x14057B7EF767814Full));
+}
+
+double noise_uniform(uint64_t state, uint64_t token) {
+  const uint64_t bits = mix(state + token * 0x9E3779B97F4A7C15ull);
+  return ((double)(bits >> 12) + 0.5) / (double)(1ull << 52);
+}
+
 Sampler::Sampler(SamplingOptions options, SamplerState state, std::vector<std::pair<int32_t, float>> biases,
                  std::vector<int32_t> absent, Forced forced, int vocabulary)
     : state(state),
@@ -209,10 +220,10 @@ int Sampler::choose(const float* logits, int best) {
     return -1;
   }
   if (greedy) return (int)(std::max_element(scores, scores + vocabulary_) - scores);
-  return draw(scores, uniform(state.seed, state.stream, (uint64_t)state.position));
+  return draw(scores);
 }
 
-int Sampler::draw(const float* scores, double number) {
+int Sampler::draw(const float* scores) {
   const size_t n = (size_t)vocabulary_,
                limit = options_.top_k ? (size_t)std::min<int64_t>(options_.top_k, vocabulary_) : n;
   const bool filtered = options_.top_p < 1.0 || options_.min_p > 0.0, all = options_.top_k == 0;
@@ -220,7 +231,10 @@ int Sampler::draw(const float* scores, double number) {
   if ((all && options_.top_p < 1.0) || ((all || options_.top_k == vocabulary_) && !filtered)) {
     weights_.resize(n);
     weigh(scores, n, maximum(scores, n), options_.temperature, weights_.data());
-    if (!filtered) return (int)inverse(weights_.data(), n, number);
+    if (!filtered) {
+      ids_.clear();
+      return options_.gumbel ? race(scores, n) : pick(n);
+    }
     total = pairwise_sum(weights_.data(), n);
   }
   size_t width = all ? std::min(limit, kNucleusProbe) : limit;
@@ -231,9 +245,34 @@ int Sampler::draw(const float* scores, double number) {
     for (size_t i = 0; i < width; i++)
       weights_[i] = exponential(((double)scores[ids_[i]] - best) / options_.temperature);
     const size_t keep = kept(weights_, total < 0 ? pairwise_sum(weights_.data(), width) : total, options_);
-    if (keep < width || width == limit) return ids_[inverse(weights_.data(), keep, number)];
+    if (keep < width || width == limit) return options_.gumbel ? race(scores, keep) : pick(keep);
     width = width < kSecondProbe ? std::min(limit, kSecondProbe) : limit;
   }
+}
+
+int Sampler::pick(size_t keep) {
+  const size_t place = inverse(weights_.data(), keep, uniform(state.seed, state.stream, (uint64_t)state.position));
+  return ids_.empty() ? (int)place : ids_[place];
+}
+
+// The token whose score and noise together are the largest, of equal ones the first. -log(u) >= 1 - u, so that a token
+// whose 1 - u is above its weight times the least ratio of any before cannot win: most take no logarithm.
+int Sampler::race(const float* scores, size_t keep) {
+  const uint64_t noise = noise_state(state.seed, state.stream, (uint64_t)state.position);
+  const double best = ids_.empty() ? maximum(scores, keep) : scores[ids_[0]];
+  constexpr double kSlack = 1.0 + 1e-9;  // for the rounding of weights
+  double most = -std::numeric_limits<double>::infinity(), ratio = std::numeric_limits<double>::infinity();
+  int winner = -1;
+  for (size_t i = 0; i < keep; i++) {
+    const int token = ids_.empty() ? (int)i : ids_[i];
+    if (!(weights_[i] > 0.0)) continue;
+    const double u = noise_uniform(noise, (uint64_t)token);
+    if (1.0 - u > weights_[i] * ratio * kSlack) continue;
+    const double wait = -std::log(u), value = ((double)scores[token] - best) / options_.temperature - std::log(wait);
+    ratio = std::min(ratio, wait / weights_[i]);
+    if (value > most || (value == most && token < winner)) most = value, winner = token;
+  }
+  return winner;
 }
 
 }  // namespace thrifty

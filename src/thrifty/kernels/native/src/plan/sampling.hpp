@@ -1,6 +1,7 @@
 // Choosing a token from a row of logits, as thrifty/decoding/{sampling,drawing}.py do: they say what the numbers mean,
 // and adds them up in the same order.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 #include <utility>
 #include <vector>
@@ -12,6 +13,7 @@ struct SamplingOptions {
   int64_t top_k = 0;       // 0: off
   double top_p = 1, min_p = 0;
   float repetition = 1, presence = 0, frequency = 0;
+  bool gumbel = false;  // draw by noise of position and token instead of one number a position
 };
 
 // What one sample has said so far, and where its random numbers come from.
@@ -44,7 +46,9 @@ class Sampler {
  private:
   bool mask(const float* logits);    // into adjusted_, without the absent rows; false: they are no numbers
   bool adjust(const float* logits);  // and penalties and biases; false: no number is left
-  int draw(const float* scores, double number);
+  int draw(const float* scores);
+  int pick(size_t keep);  // of weights_ and, where it has any, ids_
+  int race(const float* scores, size_t keep);
 
   SamplingOptions options_;
   std::vector<std::pair<int32_t, float>> biases_;
@@ -58,5 +62,7 @@ class Sampler {
 };
 
 double uniform(uint64_t seed, uint64_t stream, uint64_t position);  // [0, 1)
+uint64_t noise_state(uint64_t seed, uint64_t stream, uint64_t position);
+double noise_uniform(uint64_t state, uint64_t token);  // (0, 1)
 
 }  // namespace thrifty
