@@ -212,7 +212,7 @@ _LETTERS_TWIN = EmbeddedModel(
     original="training/diffusion",
     licence="Apache-2.0",
     file="model.safetensors",
-    sha256="6d4f4a500eaf3863fc3995701090cff3ea462a27457befc215b4901843759fc7",
+    sha256="6de3cff97573fc8d88ba5da9c2ec2754f658b10999725f7c7eb6cf57dd7696c5",
     folder="letters_twin",
     note=_LETTERS_NOTE,
 )
