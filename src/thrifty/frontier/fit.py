@@ -190,10 +190,9 @@ class Fit:
             return plan.whole(entering)
         every, asked = entering, self.question.candidates is not None
         if not asked:
-            limit = plan.MAKING * plan.FILLED * 60 * self.question.minutes
+            limit = plan.most_making(self.question.minutes)
             entering = plan.affordable(self.question, every, forecast, self.pinned, limit)
-        known = [self.predictions[candidate.key] for candidate in entering]
-        # What does not fit stands for nothing.
+        known = [self.predictions[candidate.key] for candidate in entering]  # what does not fit stands for nothing
         running = [prediction for prediction in known if self.fits(prediction) and self.quick(prediction)]
         keys = {BASE.key} | self.pinned | deciding(running, self.question.latency)
         few = entering if asked else [candidate for candidate in entering if candidate.key in keys]
@@ -208,8 +207,7 @@ class Fit:
             forecast = self.workshop.forecast(self.plan.chosen)
         except OutOfTime:
             return
-        clock = self.clock
-        made = plan.shortened(self.plan, self.question, forecast, self._exam_of, clock.spent, clock.left)
+        made = plan.shortened(self.plan, self.question, forecast, self._exam_of, self.clock.spent, self.clock.left)
         if made.sizes != self.plan.sizes:
             self.plan, self.rungs[-1] = made, made.sizes.ladder(self.question)[-1]
             self.exam = self.workshop.exam = self._exam_of(made.sizes)

@@ -226,3 +226,8 @@ def _rounded(model: Model, candidate: Candidate) -> int:
         chosen = (info.linear for info in linears(model) if stored.selects(info))
         total += making([table]) * sum(linear.out_features * linear.in_features for linear in chosen)
     return round(total)
+
+
+def most_making(minutes: float) -> float:
+    """Seconds that weights may take to be made, of a fit of so many minutes."""
+    return MAKING * FILLED * 60 * minutes

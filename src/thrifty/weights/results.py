@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from thrifty.arrays import Floats
 from thrifty.formats.linear import PackedLinear
@@ -39,6 +40,22 @@ class Phase:
     total: int
     seconds_left: float
     kept: int = 0
+
+
+class Stepped(Protocol):
+    """What a step of a training says of itself: see `training.loop.loop.Progress`."""
+
+    @property
+    def step(self) -> int: ...
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def seconds_left(self) -> float: ...
+
+    @property
+    def saved(self) -> int: ...
 
 
 class Results:

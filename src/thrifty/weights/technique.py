@@ -12,7 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -23,28 +23,12 @@ from thrifty.formats.linear import PackedLinear
 from thrifty.models.model import Model, TensorReport
 from thrifty.storage.process import let_go
 from thrifty.weights.calibration import Activations, Calibration, CalibrationSet, default_calibration, seen
-from thrifty.weights.results import Phase, Result, Results
+from thrifty.weights.results import Phase, Result, Results, Stepped
 from thrifty.weights.structure import LinearInfo, linears
 
 OUTSIDE = ("embedding", "head")  # the ends of the model, whose precision is an option of its own
 COMPARED = 1 << 19  # values at a time, fp64
 KEPT = ("router", "shared_gate")  # tiny, and an expert chosen wrongly costs more than their bytes
-
-
-class Stepped(Protocol):
-    """What a step of a training says of itself: see `training.loop.loop.Progress`."""
-
-    @property
-    def step(self) -> int: ...
-
-    @property
-    def steps(self) -> int: ...
-
-    @property
-    def seconds_left(self) -> float: ...
-
-    @property
-    def saved(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -65,10 +49,8 @@ class Preparation:
     def stepping(self, technique: str, what: str = "training") -> Callable[[Stepped], None]:
         """What a training of a technique calls after each of its steps: `before`, and the results are told of it."""
 
-        def say(progress: Stepped) -> None:
-            self.results.tell(
-                Phase(technique, what, progress.step, progress.steps, progress.seconds_left, progress.saved)
-            )
+        def say(now: Stepped) -> None:
+            self.results.tell(Phase(technique, what, now.step, now.steps, now.seconds_left, now.saved))
             self.before()
 
         return say
@@ -94,9 +76,7 @@ class Technique(ABC):
 
     @abstractmethod
     def apply(self, model: Model, preparation: Preparation) -> None:
-        """Change the model, a part at a time; its dictionaries of norms may be shared with others and are exchanged,
-        not changed.
-        """
+        """Change the model, a part at a time; its dictionaries of norms, which others may share, are exchanged."""
 
     @abstractmethod
     def check(self, model: Model) -> None:

@@ -427,11 +427,12 @@ def test_made_up_scores_give_all_four_verdicts(name: str) -> None:
 WEIGHTS = {"amp", "awq", "gptq", "hqq", "llm-int8", "lora-ft", "maskllm", "rtn", "sparsegpt", "squeezellm", "vptq"}
 WEIGHTS |= {"compactifai", "smoothquant-plus", "zeroquant"}
 OTHER_KINDS = {"any-precision", "ggd", "iss", "marlin", "milo", "nxmiformer", "puzzlemoe", "xtc"}
-OTHER_KINDS |= {"headinfer", "lookahead-pain", "speculative"}
+OTHER_KINDS |= {"gemfilter", "speckv", "specpc"}
+OTHER_KINDS |= {"gumbel-counterfactual", "headinfer", "lookahead-pain", "speculative"}
 OTHER_KINDS |= {"daedal", "dimple", "lavida"}
 """Claims judged by timings of products or strategies, by bits and bytes of a run, on a mixture of experts, on a model
-that fills in masks or on trainings of their own: MadeUp has none. The headlines of XTC and NxMiFormer need a score that
-nobody has here: they are never testable.
+that fills in masks, on prompts or on answers and trainings of their own: MadeUp has none. The headlines of XTC and
+NxMiFormer need a score that nobody has here: they are never testable.
 """
 BUDGETED = sorted(set(CASES) - WEIGHTS - {"quest", "minikv", "kivi", "fastgen", "streaming", "scbench", "h2o"})
 """Claims about answers from a cache of which a part was evicted."""
