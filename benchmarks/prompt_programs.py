@@ -7,8 +7,8 @@ Every program beside the whole prompt, SnapKV with as many slots and random toke
 first token, all passes and the draft model's work included, median of rounds in which the ways take turns; a round in
 which other processes took more than 1 % of the machine is marked. Memory: the ledger's peak while one such prompt is
 read, without the weights of the model itself, but with all of the model that drafts. Recall: numbers hidden in prose
-that are named, items of the judged half, with the question last and first; the interval is 95 %. Without --draft the
-model drafts for itself: what a draft can tell at best, and its time at worst. A table, then one JSON line.
+that are named, items of the judged half, by where the question stands (`QUESTIONS`); the interval is 95 %. Without
+--draft the model drafts for itself: what a draft can tell at best, and its time at worst. A table, then one JSON line.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from thrifty.claims.harness.prompting import ProgrammedEngine
+from thrifty.claims.harness.prompting import QUESTIONS, ProgrammedEngine
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.drafting.models import load_draft
 from thrifty.engine.engine import Engine
@@ -36,8 +36,6 @@ from thrifty.evaluation.text import held_out
 from thrifty.models.loading import load
 from thrifty.models.model import Model
 
-ORDERS = {"last": ("recall", {"mode": "aware"}), "first": ("recall-asked-first", {})}
-"""Where the question stands, and the task that asks so."""
 SEED = 0
 MEGABYTE = 1e6
 Tables = list[dict[str, Any]]
@@ -166,14 +164,14 @@ def recall(
     engine: Engine, way: Way, model: Model, arguments: argparse.Namespace
 ) -> dict[str, tuple[float, float, float]]:
     """The share of numbers that are named, with its interval, by the question's place."""
-    found = {}
-    for order, (name, options) in ORDERS.items():
+    found: dict[str, tuple[float, float, float]] = {}
+    for place, (name, options) in QUESTIONS.items():
         task = tasks.load(name, length=arguments.asked or arguments.length, **options)
         items = task.items(model.require_tokenizer(), arguments.items, SEED)
         programmed: Any = ProgrammedEngine(engine, way.programs)
         scores = tuple(task.run(programmed, item, way.cache or None).score for item in items)
         interval = mean_interval(Clustered(scores, tuple(item.identity for item in items)))
-        found[order] = (interval.value, interval.low, interval.high)
+        found[place] = (interval.value, interval.low, interval.high)
     return found
 
 
@@ -196,8 +194,9 @@ def show(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
         f"{arguments.items} questions of each kind, {arguments.threads} threads; drafts: "
         f"{arguments.draft or 'the model itself'}\n"
     )
-    print("| way | kept | first token s | of the whole | memory MB | of it drafting | recall, last | recall, first |")
-    print("|---|---|---|---|---|---|---|---|")
+    places = " | ".join(f"recall, question {place}" for place in QUESTIONS)
+    print(f"| way | kept | first token s | of the whole | memory MB | of it drafting | {places} |")
+    print("|---" * (6 + len(QUESTIONS)) + "|")
     for row in rows:
         seconds = statistics.median(row.seconds)
         void = f" ({row.disturbed} of {len(row.seconds)} disturbed)" if row.disturbed else ""

@@ -171,7 +171,7 @@ def measure(engine: Engine, draft: str, kind: str, options: argparse.Namespace, 
                 if name in rates:
                     rates[name].append(by_name[name].rate(asked, options.tokens))
                 else:
-                    _ask(engine, sides[name], asked, options.tokens)
+                    _ask(engine, sides[name], asked, options.tokens, f"{kind}, {name}")
             noise_most = max(noise_most, noise.others)
             newest = (rates[name] if name in rates else sides[name].rates)[-1]
             say(f"{kind}, round {number + 1}, {name}: {newest:.1f} tok/s")
@@ -195,9 +195,9 @@ def measure(engine: Engine, draft: str, kind: str, options: argparse.Namespace, 
     )  # fmt: skip
 
 
-def _ask(engine: Engine, side: Side, prompts: Sequence[Sequence[int]], tokens: int) -> None:
-    """One round of a side."""
-    made = [answer(engine, prompt, side.decoding, tokens) for prompt in prompts]
+def _ask(engine: Engine, side: Side, prompts: Sequence[Sequence[int]], tokens: int, salt: str) -> None:
+    """One round of a side. salt: nobody else's, so that no side drafts from another's answers."""
+    made = [answer(engine, prompt, side.decoding, tokens, salt) for prompt in prompts]
     side.answers += made
     side.rates.append(sum(len(own.tokens) - 1 for own in made) / sum(own.seconds for own in made))
 

@@ -62,8 +62,10 @@ def gptq(bits: int, group: int, version: int = 1, zeros: bool = True) -> Layout:
 
     def weight(tensors: Tensors, row: int, column: int) -> float:
         of = int(tensors["g_idx"][column])
-        zero = bits_of(tensors["qzeros"], (of, row // per), row % per, bits)
-        zero = (zero + 1) % (1 << bits) if version == 1 else zero
+        stored = int(tensors["qzeros"][of, row // per]) & 0xFFFFFFFF
+        if version == 1:  # GPTQModel adds 1 to all codes of a word as one number: convert_gptq_v1_to_v2_format
+            stored = (stored + {4: 0x11111111, 8: 0x01010101}[bits]) & 0xFFFFFFFF
+        zero = stored >> bits * (row % per) & (1 << bits) - 1
         code = bits_of(tensors["qweight"], (column // per, row), column % per, bits)
         return float(tensors["scales"][of, row]) * (code - zero)
 

@@ -103,14 +103,9 @@ def open_engine(
     bounds = {"memory": memory, "process_memory": process_memory}
     sizes = {name: None if size is None else parse_size(size, name) for name, size in bounds.items()}
     model = open_model(
-        checkpoint,
-        chosen,
-        threads=checked.threads,
-        copy=copy,
-        progress=progress,
-        calibration=calibration,
+        checkpoint, chosen, threads=checked.threads, copy=copy, progress=progress, calibration=calibration,
         fits=_both(fits, None if chosen.weights else weights_bound(**sizes)),
-    )
+    )  # fmt: skip
     if fits is not None:
         fits(model.nbytes)
     options.setdefault("load_draft", partial(load_draft, copy=flag("copy", copy)))
@@ -280,8 +275,7 @@ class Thrifty:
         them; `seed` says which of all noise that explains it: give the same to the replay. It takes 4 bytes times the
         vocabulary a token. Raises PromptError where a token could not have been drawn.
         """
-        adapter = options.pop("adapter", None)
-        facts = facts_of(self.model)
+        adapter, facts = options.pop("adapter", None), facts_of(self.model)
         if options.get("seed") is None:
             raise PromptError("hindsight needs a seed, which the replay gives again; give one")
         request = observation(self._request(prompt, options, adapter=adapter), answer, facts)

@@ -26,7 +26,7 @@ from thrifty.errors import BudgetError, StorageError
 from thrifty.formats.kv import PAGE
 from thrifty.storage.arena import Arena
 from thrifty.storage.budget import parse_size
-from thrifty.storage.disk import DiskTier
+from thrifty.storage.disk import DiskTier, described
 from thrifty.storage.ledger import Ledger, Reservation
 
 TREE_BYTES = 1 << 30
@@ -230,10 +230,7 @@ class Cache:
             "steady": self.ledger.steady,
             "categories": self.ledger.categories(),
             "arena": self.tiers.arena.used,
-            "disk": 0 if self.tiers.disk is None else self.tiers.disk.used,
-            "disk_read": 0 if self.tiers.disk is None else self.tiers.disk.read_bytes,
-            "disk_written": 0 if self.tiers.disk is None else self.tiers.disk.written_bytes,
-            "disk_direct": self.tiers.disk is not None and self.tiers.disk.direct,
+            **described(self.tiers.disk),
             "tree": 0 if self.tree is None else self.tree.nbytes,
             "checkpoints": 0 if self.checkpoints is None else self.checkpoints.nbytes,
             "conversations": 0 if self.conversations is None else self.conversations.nbytes,

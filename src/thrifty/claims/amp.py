@@ -40,16 +40,17 @@ SMALLER = 0.805  # of the weights of attention and MLP, 0.8 of them but for roun
 
 @dataclass(frozen=True, kw_only=True)
 class Rival(StructureTechnique):
-    """As many heads and neurons as AMP leaves, chosen by scores of its own: by the size of the weights that read them,
-    or at random.
+    """As many heads and neurons as AMP leaves at a share, chosen by scores of its own: by the size of the weights that
+    read them, or at random.
     """
 
     name: ClassVar[str] = "rival"
     seed: int | None = None
+    share: float = SHARE
 
     def choose(self, model: Model, calibration: Calibration | None) -> Structure:
         config = model.config
-        heads_left, neurons_left = sizes(config, SHARE, True, "each")
+        heads_left, neurons_left = sizes(config, self.share, True, "each")
         heads: dict[int, list[int]] = {}
         neurons: dict[int, list[int]] = {}
         for layer in range(len(config.layers)):
@@ -94,7 +95,8 @@ class AMPClaim(Claim):
         ours, pruned = _pruned(score, text)
         healing = {"technique": "amp", "share": SHARE, "recovery": STEPS, "rate": RATE, "distil": True}
         recovered = score(healing, calibration=text)
-        by_weights, random = (_rival(score, seed) for seed in (None, context.seed))
+        by_weights, random = (_rival(score, Rival(seed=seed)) for seed in (None, context.seed))
+        whole = _rival(score, Rival(share=0.0))
         fast, slow = _rates(context, view, pruned)
         return Measurement(
             headline=ahead(HEADLINE, ours.losses, by_weights.losses),
@@ -105,7 +107,10 @@ class AMPClaim(Claim):
                 times("decodes faster", fast, slow, Bar(FASTER), "1.25 ×"),
             ),
             gates=(exactly("bytes of the linears", ours.nbytes / full.nbytes, Bar(SMALLER, at_least=False)),),
-            controls=(Control("a random choice", "lose", advantage(random.losses, full.losses)),),
+            controls=(
+                Control("a random choice", "lose", advantage(random.losses, full.losses)),
+                Control("cut, with nothing left out", "hold", advantage(whole.losses, full.losses)),
+            ),
             counts={"scored tokens": len(ours.losses), "passages": ours.losses.contexts},
             setting=setting,
         )
@@ -117,9 +122,9 @@ def _pruned(score: WeightScores, text: CalibrationSet) -> tuple[Compressed, Mode
     return score.of(score.context.fresh(model)), model
 
 
-def _rival(score: WeightScores, seed: int | None) -> Compressed:
+def _rival(score: WeightScores, rival: Rival) -> Compressed:
     """What is scored under a rival's choice."""
-    return score.of(score.context.fresh(prepare(score.view, [Rival(seed=seed)])))
+    return score.of(score.context.fresh(prepare(score.view, [rival])))
 
 
 def _rates(context: Context, whole: Model, pruned: Model) -> tuple[Scores, Scores]:

@@ -60,19 +60,19 @@ class AnyPrecisionClaim(Claim):
         full = scored().losses
         if weak := unpredicted(full):
             return Measurement(headline, setting=f"{setting}; losses: {weak}")
-        worst = losses((1, 1))
+        worst, made = losses((1, 1)), {key: losses(bits) for key, bits in LOSSES.items()}
         return Measurement(
             headline=headline,
             parts=(
                 *(times(f"{key}, {ROWS} rows", many[key], many["bytes"], None) for key in WIDTHS if key != "W2A2"),
                 *(times(f"{key}, one row", single[key], single["bytes"], None) for key in WIDTHS),
-                *(
-                    ahead(f"loss of a token, {key}, below the full one's", losses(LOSSES[key]), full, None)
-                    for key in LOSSES
-                ),
+                *(ahead(f"loss of a token, {key}, below the full one's", own, full, None) for key, own in made.items()),
             ),
             gates=(exactly("products that differ from whole numbers'", _differing(shape), Bar(0.0, at_least=False)),),
-            controls=(Control("1-bit weights and activations", "lose", advantage(worst, full)),),
+            controls=(
+                Control("1-bit weights and activations", "lose", advantage(worst, full)),
+                Control("8-bit weights and activations", "hold", advantage(made["W8A8"], full)),
+            ),
             counts={"scored tokens": len(full), "passages": full.contexts},
             setting=setting,
         )

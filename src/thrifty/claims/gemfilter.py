@@ -7,7 +7,7 @@ from typing import Any
 from thrifty.claims.harness.claim import Claim, Measurement
 from thrifty.claims.harness.context import Context
 from thrifty.claims.harness.parts import Bar, Part, exactly, kept, times
-from thrifty.claims.harness.prompting import Prompting, share
+from thrifty.claims.harness.prompting import Place, Prompting, share
 from thrifty.claims.harness.reading import counted, prompt_length, unanswered
 from thrifty.claims.harness.statistics import Scores
 
@@ -20,7 +20,9 @@ ANSWERS = "answers of the whole prompt's"
 
 
 class GemfilterClaim(Claim):
-    """Time to the first token beside SnapKV with as many tokens kept; answers with the question last, and first."""
+    """Time to the first token beside SnapKV with as many tokens kept; answers where the question ends the prompt, and
+    of a chat's whole turn, whose last token is no question's.
+    """
 
     paper = (
         "128K tokens filtered to 1024 (LLaMA 3.1 8B, Mistral Nemo 12B, Phi 3.5 Mini): 2.4 × faster and 30 % less GPU "
@@ -42,7 +44,7 @@ class GemfilterClaim(Claim):
             f"1/{PART} of {length} tokens read, the first 4 and the last 32 among them; timed at {timed} tokens; a key "
             "in prose stands for LongBench and needles; the question ends the prompt"
         )
-        with Prompting(context, length) as score:
+        with Prompting(context, length, place="end") as score:
             full = score([])
             headline = self._sooner(context, score, timed)
             if weak := unanswered(full):
@@ -76,9 +78,12 @@ class GemfilterClaim(Claim):
     @staticmethod
     def _shown(score: Prompting, full: Scores, length: int) -> tuple[Part, ...]:
         table = _table(length)
-        first = score([], first=True)
+        places: dict[str, Place] = {"a chat's whole turn": "last", "a chat's whole turn, question first": "first"}
         return (
-            kept(f"{ANSWERS}, question first", score([table], first=True), first, None),
+            *(
+                kept(f"{ANSWERS}, {name}", score([table], place=place), score([], place=place), None)
+                for name, place in places.items()
+            ),
             kept(f"{ANSWERS}, nothing forced to stay (the official code)", score([_table(length, 0)]), full, None),
             kept(f"SnapKV's {ANSWERS}", score([], [_snapkv(length)]), full, None),
         )

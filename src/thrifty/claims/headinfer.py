@@ -40,7 +40,7 @@ class HeadinferClaim(Claim):
     """Bytes of the cache in memory, logits bit by bit, bytes read, and what it costs in time."""
 
     paper = "Llama-3-8B at 1M tokens: the cache on the GPU 128 GB to 1 GB (two of 256 heads), all memory 207 to 17 GB"
-    source = "arXiv:2502.12574, abstract and section 4; its repository was read"
+    source = "arXiv:2502.12574, abstract, which was read; two of 256 heads from notes of the paper"
     rule = "the cache in memory is at most two groups' share of it, and the page that is being filled"
     models = ("smollm2-135m", "qwen2.5-coder-0.5b")
     minutes = 2.0
@@ -92,7 +92,8 @@ def _run(context: Context, tables: Sequence[dict[str, Any]], length: int) -> Run
             usage = engine.usage()
             read.append(usage.disk_read)
             held = usage.bytes_of("cache") or held
-        return Run(np.stack(logits), held, engine.usage().peak, (read[-1] - read[1]) / (len(read) - 2))
+        steps = read[1:-1]  # bytes are counted when the next step begins; the last step ends the sequence
+        return Run(np.stack(logits), held, engine.usage().peak, (steps[-1] - steps[0]) / (len(steps) - 1))
     finally:
         engine.close()
 

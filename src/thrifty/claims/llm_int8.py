@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 OURS = {"technique": "llm-int8"}
 ALONE = OURS | {"threshold": 0}
+NEAR = {"technique": "rtn", "bits": 8, "group": 32}
 PLANTED, FACTOR, SEED = 3, 16.0, 8  # channels behind each norm, and how much larger they are made
 RISE = math.log(1.01)  # of a token's loss, in nats
 HALF = 0.51  # of bf16's bytes: 8 bits and a scale a row
@@ -49,7 +50,7 @@ class LlmInt8Claim(Claim):
         full = score()
         if weak := unpredicted(full.losses):
             return Measurement.untestable(HEADLINE, weak, setting)
-        ours, alone = score(OURS), score(ALONE)
+        ours, alone, near = score(OURS), score(ALONE), score(NEAR)
         score.view = planted(score.view)
         kept, spoilt = score(OURS), score(ALONE)
         return Measurement(
@@ -65,6 +66,7 @@ class LlmInt8Claim(Claim):
             ),
             controls=(
                 Control("int8 alone, with planted outliers", "lose", advantage(spoilt.losses, full.losses)),
+                Control("8 bits with a scale every 32 columns", "hold", advantage(near.losses, full.losses)),
                 Control("int8 alone", "shown", advantage(alone.losses, full.losses)),
             ),
             counts={"scored tokens": len(ours.losses), "passages": ours.losses.contexts},

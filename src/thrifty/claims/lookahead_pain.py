@@ -35,7 +35,7 @@ class LookaheadPainClaim(Claim):
     source = "arXiv:2312.12728, tables; README and code of the authors' repository, which were read"
     rule = "word problems (GSM-symbolic), the trie warmed with answers to others, decode at least 2.69 × as fast"
     models = ("smollm2-135m", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b")
-    minutes = 4.0
+    minutes = 1.0
 
     def measure(self, context: Context) -> Measurement:
         rounds = max(2, context.budget.rounds)
@@ -50,7 +50,7 @@ class LookaheadPainClaim(Claim):
         context.say("prompts that quote")
         told = Sides(engine, prompts, ANSWER, ours=[OURS], plain=[], paper=[PAPERS])
         rates = context.rounds(told.rates)
-        other = [answer(engine, prompt, [OURS], ANSWER) for prompt in shuffled(prompts, BEGUN, context.seed)]
+        other = [answer(engine, prompt, [OURS], ANSWER, "other") for prompt in shuffled(prompts, BEGUN, context.seed)]
         headline, gates, problems = self._problems(context, engine, rounds)
         return Measurement(
             headline=headline,
@@ -83,8 +83,8 @@ class LookaheadPainClaim(Claim):
         context.say("word problems")
         prompts: list[Sequence[int]] = [[*item.prompt, *item.turns[0].tokens] for item in items]
         for prompt in prompts[:WARMED]:
-            answer(engine, prompt, [OURS], ANSWER)
-        asked = Sides(engine, prompts[WARMED:], ANSWER, ours=[OURS], plain=[])
+            answer(engine, prompt, [OURS], ANSWER, "warmed")
+        asked = Sides(engine, prompts[WARMED:], ANSWER, warmed=[OURS], plain=[])
         rates = context.rounds(asked.rates)
-        headline = times(PROBLEMS, rates["ours"], rates["plain"], Bar(FASTER), "2.69 ×")
-        return headline, (asked.same("ours", "plain"),), len(prompts)
+        headline = times(PROBLEMS, rates["warmed"], rates["plain"], Bar(FASTER), "2.69 ×")
+        return headline, (asked.same("warmed", "plain"),), len(prompts)

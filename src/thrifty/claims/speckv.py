@@ -39,7 +39,7 @@ class SpeckvClaim(Claim):
         slots = table["capacity"]
         setting = (
             f"{slots} slots a head of {length} tokens, the last 32 among them; {draft.told}; a key in prose stands for "
-            "LongBench; the question ends the prompt"
+            "LongBench; the prompt is a chat's whole turn, question last"
         )
         with Prompting(context, length, draft) as score:
             full = score([])
@@ -52,12 +52,12 @@ class SpeckvClaim(Claim):
             ours, snapkv = score([table]), [{"technique": "snapkv", "capacity": slots}]
             tested = controlled(cached, full, ours, capacity=slots, length=length)
             made = context.rounds({"ours": lambda: score.seconds([table]), "full": lambda: score.seconds([])})
-            first, rival = score([], first=True), score([], snapkv)
+            first, rival = score([], place="first"), score([], snapkv)
             return Measurement(
                 headline=kept(HEADLINE, ours, full, Bar(KEPT), "96 %"),
                 parts=(
-                    kept(f"{HEADLINE}, question first", score([table], first=True), first, None),
-                    kept(f"SnapKV's {HEADLINE}, question first", score([], snapkv, first=True), first, None),
+                    kept(f"{HEADLINE}, question first", score([table], place="first"), first, None),
+                    kept(f"SnapKV's {HEADLINE}, question first", score([], snapkv, place="first"), first, None),
                     times("time to the first token, of the full cache's", made["ours"], made["full"], None),
                 ),
                 gates=(ahead("ahead of SnapKV's, points", ours, rival), tested.gate),

@@ -36,7 +36,7 @@ class SpecpcClaim(Claim):
         table = _table(context, length)
         setting = (
             f"{table['capacity']} of {length} tokens read, the last 64 among them; {draft.told}; a key in prose stands "
-            "for LongBench and RULER; the question ends the prompt"
+            "for LongBench and RULER; the prompt is a chat's whole turn, question last"
         )
         with Prompting(context, length, draft) as score:
             full = score([])
@@ -46,11 +46,11 @@ class SpecpcClaim(Claim):
             tested = score.controlled(full, ours, table)
             rival = score([{"technique": "gemfilter", "capacity": table["capacity"]}])
             made = context.rounds({"ours": lambda: score.seconds([table]), "whole": lambda: score.seconds([])})
-            first = score([], first=True)
+            first = score([], place="first")
             return Measurement(
                 headline=kept(HEADLINE, ours, full, Bar(NEAR_FULL)),
                 parts=(
-                    kept(f"{HEADLINE}, question first", score([table], first=True), first, None),
+                    kept(f"{HEADLINE}, question first", score([table], place="first"), first, None),
                     ahead("ahead of GemFilter's with as many tokens, points", ours, rival, None),
                     times("time to the first token, of the whole prompt's", made["ours"], made["whole"], None),
                 ),

@@ -33,7 +33,7 @@ class SpeculativeClaim(Claim):
     source = "arXiv:2211.17192 abstract and table 2; arXiv:2302.01318 abstract"
     rule = "decodes at least 2 × as fast with the drafts of a smaller model, greedy, batch 1"
     models = ("qwen2.5-coder-1.5b", "smollm2-135m")
-    minutes = 8.0
+    minutes = 5.0
 
     def measure(self, context: Context) -> Measurement:
         layers = len(context.model.config.layers)
@@ -45,16 +45,19 @@ class SpeculativeClaim(Claim):
         finally:
             engine.close()
 
-    def _measured(self, context: Context, engine: Engine, draft: str, first: str) -> Measurement:
-        count = max(2, context.budget.rounds) * PER_ROUND
-        text = held_out(context.model.require_tokenizer(), count * LENGTH + 1, context.seed)[1:]
-        prompts = [text[at * LENGTH : (at + 1) * LENGTH] for at in range(count)]
+    def _measured(self, context: Context, engine: Engine, draft: str, weakest: str) -> Measurement:
+        count, drawn_of = max(2, context.budget.rounds) * PER_ROUND, max(4, context.budget.items // 2)
+        text = held_out(context.model.require_tokenizer(), (count + drawn_of) * LENGTH + 1, context.seed)[1:]
+        prompts, others = (
+            [text[at * LENGTH : (at + 1) * LENGTH] for at in range(first, last)]
+            for first, last in ((0, count), (count, count + drawn_of))
+        )
         context.say(f"drafts by {draft}")
         sides = Sides(engine, prompts, ANSWER, ours=[_table(draft)], plain=[], four=[_table(draft, length=4)])
         rates = context.rounds(sides.rates)
-        weak = [answer(engine, prompt, [_table(first, length=4)], ANSWER) for prompt in prompts]
+        weak = [answer(engine, prompt, [_table(weakest, length=4)], ANSWER) for prompt in prompts]
         context.say("sampled answers")
-        drawn = excess(engine, prompts, [_table(draft, length=4)], SAMPLED)
+        drawn = excess(engine, others, [_table(draft, length=4)], SAMPLED)
         faster = times(f"decodes faster, {draft}", rates["ours"], rates["plain"], Bar(FASTER), "2 to 3 ×")
         own = context.name not in DRAFTS
         return Measurement(

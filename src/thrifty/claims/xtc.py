@@ -11,6 +11,7 @@ from thrifty.claims.harness.weights import PREFIX, Compressed, WeightScores
 from thrifty.weights.calibration import python_calibration
 
 STEPS, BATCH = 30, 2
+NEAR = {"technique": "rtn", "bits": 8, "group": 32}
 SEQUENCES, TOKENS = 120, 128  # of training text
 MISSING = "BERT-base fine-tuned on GLUE, the tasks' training data and 18 epochs of distillation on a GPU"
 
@@ -34,6 +35,7 @@ class XTCClaim(Claim):
             return scored(table, calibration=text)
 
         ours, plain, binary = signs("ternary", STEPS), signs("ternary", 0), signs("binary", STEPS)
+        near = scored(NEAR)
         return Measurement(
             headline=Part("GLUE score of the teacher's, 1-bit weights", missing=MISSING),
             parts=(
@@ -47,7 +49,10 @@ class XTCClaim(Claim):
                 exactly("ternary: bytes of the linears", ours.nbytes / full.nbytes, None),
                 exactly("binary: bytes of the linears", binary.nbytes / full.nbytes, None),
             ),
-            controls=(Control("ternary without distillation", "lose", advantage(plain.losses, full.losses)),),
+            controls=(
+                Control("ternary without distillation", "lose", advantage(plain.losses, full.losses)),
+                Control("8 bits", "hold", advantage(near.losses, full.losses)),
+            ),
             counts={"scored tokens": len(ours.losses), "passages": ours.losses.contexts},
             setting=(
                 f"off-grid view in bf16, all linears of the layers, {STEPS} steps of {BATCH * TOKENS} tokens; "

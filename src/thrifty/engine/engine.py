@@ -47,6 +47,26 @@ class Engine(Inspected):
     """Continuous batching over one model inside one memory budget.
 
     Every method may be called from any thread; one lock orders them.
+
+    memory: the budget in bytes or as "150MB" for weights, cache peak and workspace; None: no bound. process_memory: the
+    same for the whole process as the system counts it: what it holds now, and a little for what comes, is taken off,
+    and the rest is the budget.
+
+    threads: of native code; None leaves them as they are. They are the process's: the last engine's number holds for
+    all, and a warning says where that changes what an open one asked for. context: longest prompt plus answer in
+    tokens; None: the model's own. cache, decoding, programs: a recipe's tables (the last are those of its stage
+    "prompt"), for requests that bring none. native: False runs the slow torch reference instead of native code. batch:
+    sequences that decode together. queue: requests that may wait. chunk: prefill tokens a step, a multiple of 128.
+    prefill_slice_ms: about how long a piece of prefill may hold up those that decode; 0 runs whole chunks whoever
+    waits. disk: folder of the disk tier (default: the system's temporary one). prefix_tree: share prompts' beginnings.
+    conversation_disk: bytes on the disk tier, or "2GB", for prompts that policies compress, so that later ones begin
+    with them; None: none are kept. session_bytes: what sessions (`Request.session`) may hold, in memory and on disk.
+    adapters: name → a directory that PEFT wrote, or an Adapter (see `add_adapter`). drafts: names or paths of models
+    that a request's own `decoding` may draft with, beside that of the engine's; all others are refused. load_draft:
+    loads one when it is first asked for. runner: one to use instead of choosing.
+
+    Raises BudgetError where the budget cannot hold one token, with the number that could, and PromptError for an option
+    of a wrong type or size.
     """
 
     def __init__(
@@ -74,27 +94,7 @@ class Engine(Inspected):
         load_draft: LoadDraft = load_draft,
         runner: Runner | None = None,
     ) -> None:
-        """memory: the budget in bytes or as "150MB" for weights, cache peak and workspace; None: no bound.
-        process_memory: the same for the whole process as the system counts it: what it holds now, and a little for
-        what comes, is taken off, and the rest is the budget.
-
-        threads: of native code; None leaves them as they are. They are the process's: the last engine's number holds
-        for all, and a warning says where that changes what an open one asked for. context: longest prompt plus answer
-        in tokens; None: the model's own. cache, decoding, programs: a recipe's tables (the last are those of its stage
-        "prompt"), for requests that bring none. native:
-        False runs the slow torch reference instead of native code. batch: sequences that decode together. queue:
-        requests that may wait. chunk: prefill tokens a step, a multiple of 128. prefill_slice_ms: about how long a
-        piece of prefill may hold up those that decode; 0 runs whole chunks whoever waits. disk: folder of the disk tier
-        (default: the system's temporary one). prefix_tree: share prompts' beginnings. conversation_disk: bytes on the
-        disk tier, or "2GB", for prompts that policies compress, so that later ones begin with them; None: none are
-        kept. session_bytes: what sessions (`Request.session`) may hold, in memory and on disk. adapters: name → a
-        directory that PEFT wrote, or an Adapter (see `add_adapter`). drafts: names or paths of models that a request's
-        own `decoding` may draft with, beside that of the engine's; all others are refused. load_draft: loads one when
-        it is first asked for. runner: one to use instead of choosing.
-
-        Raises BudgetError where the budget cannot hold one token, with the number that could, and PromptError for an
-        option of a wrong type or size.
-        """
+        """See the class."""
         options = EngineOptions.of(
             threads=threads, context=context, native=native, batch=batch, queue=queue, chunk=chunk,
             prefill_slice_ms=prefill_slice_ms, prefix_tree=prefix_tree, disk=disk, drafts=drafts,
@@ -105,7 +105,7 @@ class Engine(Inspected):
         self.model = model
         if options.threads is not None:
             pool_threads().set(options.threads, self)
-        self.runner = runner = runner or choose_runner(model, native=options.native, rows=rows)
+        self.runner = runner or choose_runner(model, native=options.native, rows=rows)
         self.memory = EngineMemory(
             model, self.runner, budget, chunk=options.chunk, disk=options.disk, prefix_tree=options.prefix_tree,
             conversation_disk=options.conversation_disk, session_bytes=options.session_bytes, beside=beside,
@@ -116,18 +116,22 @@ class Engine(Inspected):
             model, self.memory, context=options.context, cache=cache, decoding=decoding, programs=programs,
             batch=options.batch, chunk=options.chunk, adapters=self._adapters, drafts=options.drafts,
         )  # fmt: skip
-        self._scheduler = Scheduler(self.memory, options.batch, options.queue)
-        module = dispatch.native()
-        waiting = None if module is None else module.Waiting()
+        self._closed = False
+        self._assemble(options)
+
+    def _assemble(self, options: EngineOptions) -> None:
+        """Put together what schedules, computes and publishes, over the runner, the memory and the intake."""
+        memory, chunk = self.memory, options.chunk
+        self._scheduler = Scheduler(memory, options.batch, options.queue)
+        waiting = None if (module := dispatch.native()) is None else module.Waiting()
         self._turn = Turn(self._cancel, waiting)
         self._ahead = ReadingAhead(self.memory.cache.conversations is not None)
         self._publisher = Publisher(self._scheduler, self.memory, self._turn, self._ahead)
-        self._sequences = Sequences(model, self.intake.end_ids, self.memory, self._scheduler, self._publisher)
+        self._sequences = Sequences(self.model, self.intake.end_ids, self.memory, self._scheduler, self._publisher)
         prefill = PrefillStep(self.runner, self.memory, self._sequences, options.chunk, Pace(options.prefill_slice_ms))
         ahead = None if waiting is None else Ahead(waiting)
         self._stepper = Stepper(self.runner, self._scheduler, prefill, self._publisher, self._turn, ahead)
-        self._aside = Aside(model, runner, self.memory, options.chunk, self._turn, self._publisher, self._check_open)
-        self._closed = False
+        self._aside = Aside(self.model, self.runner, memory, chunk, self._turn, self._publisher, self._check_open)
 
     def submit(self, request: Request, listener: Listener | None = None) -> Handle:
         """Queue a request. It is checked here: what can never be served is refused now, with what would.
@@ -270,9 +274,7 @@ class Engine(Inspected):
         self._cancel(handle.answer)
 
     def abandon(self, answer: Answer) -> None:
-        """Nobody can read this answer any more: its request is cancelled now, or when the call that is under way ends.
-        For finalisers: it never waits.
-        """
+        """For finalisers, it never waits: the request is cancelled now, or when the call that is under way ends."""
         self._turn.abandon(answer)
 
     def fork(
@@ -290,9 +292,7 @@ class Engine(Inspected):
                 self._publisher.mend()
                 parent = self._decoding(handle, sample)
                 if parent.parked:
-                    raise PromptError(
-                        f"sample {sample} of request {handle.identity} waits for memory; fork it once it goes on"
-                    )
+                    raise PromptError(f"sample {sample} of {handle.identity} waits for memory; fork it once it goes on")
                 stream = (parent.sampler.stream + 1 << 20) + handle.forks + 1
                 ticket = self.intake.check_fork(parent, sampling, stream, forced, free)
                 answer = Answer(ticket.request.identity, 1, len(parent.tokens))

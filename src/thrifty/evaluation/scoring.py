@@ -17,7 +17,7 @@ from thrifty.evaluation.tasks.task import Item, Record, Task
 if TYPE_CHECKING:
     from thrifty.engine.engine import Engine
 
-UNDEFINED = "undefined: the uncompressed model scores 0"
+UNDEFINED = "undefined: the baseline scores 0"
 
 
 def score(engine: Engine, task: Task, items: Iterable[Item], cache: Tables | None) -> Iterator[Record]:

@@ -27,6 +27,7 @@ class BitPlaneLinear(PackedLinear):
     """
 
     kind = "bit planes"
+    described = ("bits", "activation_bits", "group")
     rounds_input = True
 
     def __init__(
@@ -116,13 +117,7 @@ class BitPlaneLinear(PackedLinear):
         return True
 
     def native(self) -> NativeArrays:
-        arrays: Mapping[str, Array | int | None] = {
-            "codes": self.codes,
-            "scales": self.scales,
-            "group": self.group,
-            "activation_bits": self.activation_bits,
-        }
-        return f"planes{self.bits}", arrays
+        return f"planes{self.bits}", {**self._arrays(), "group": self.group, "activation_bits": self.activation_bits}
 
     @property
     def label(self) -> str:
@@ -155,11 +150,6 @@ class BitPlaneLinear(PackedLinear):
             codes, scales = bipolar.round_activations(x[:, part], self.activation_bits)
             rounded[:, part] = bipolar.numbers(codes, self.activation_bits) * scales[:, None]
         return rounded
-
-    def meta(self) -> dict[str, Any]:
-        sizes = {"out_features": self.out_features, "in_features": self.in_features}
-        widths = {"bits": self.bits, "activation_bits": self.activation_bits, "group": self.group}
-        return {"kind": self.kind, **sizes, **widths}
 
     def _arrays(self) -> dict[str, Array | None]:
         return {"codes": self.codes, "scales": self.scales}

@@ -26,6 +26,7 @@ class CodebookLinear(PackedLinear):
     """
 
     kind = "codebook"
+    described = ("bits", "group")
 
     def __init__(
         self, out_features: int, in_features: int, bits: int, group: int,
@@ -63,13 +64,7 @@ class CodebookLinear(PackedLinear):
         return True
 
     def native(self) -> NativeArrays:
-        arrays: Mapping[str, Array | int | None] = {
-            "table": self.table,
-            "codes": self.codes,
-            "scales": self.scales,
-            "group": self.group,
-        }
-        return f"table{self.bits}", arrays
+        return f"table{self.bits}", {**self._arrays(), "group": self.group}
 
     @property
     def label(self) -> str:
@@ -92,10 +87,6 @@ class CodebookLinear(PackedLinear):
         """The native kernel's exact numerics in NumPy: fp32 [m, in] → fp32 [m, out], without the bias."""
         values = self.table[packing.unpack_codes(self.codes, self.bits)][: self.out_features, : self.in_features]
         return table_matmul(x, values, packing.unpack_parameters(self.scales)[: self.out_features], self.group)
-
-    def meta(self) -> dict[str, Any]:
-        sizes = {"out_features": self.out_features, "in_features": self.in_features}
-        return {"kind": self.kind, **sizes, "bits": self.bits, "group": self.group}
 
     def _arrays(self) -> dict[str, Array | None]:
         return {"codes": self.codes, "scales": self.scales, "table": self.table}

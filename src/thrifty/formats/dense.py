@@ -104,13 +104,7 @@ class DenseLinear(PackedLinear):
         return bf16_matmul(x, self.dequantize().astype(BFLOAT16))
 
     def meta(self) -> dict[str, Any]:
-        return {
-            "kind": self.kind,
-            "out_features": self.out_features,
-            "in_features": self.in_features,
-            "dtype": self.label,
-            "packed": self.packed,
-        }
+        return {**super().meta(), "dtype": self.label, "packed": self.packed}
 
     def _arrays(self) -> dict[str, Array | None]:
         return {"weight": self.weight}

@@ -35,6 +35,7 @@ class GroupLinear(PackedLinear):
     """
 
     kind = "group"
+    described = ("bits", "group", "codebook")
 
     def __init__(
         self,
@@ -208,16 +209,6 @@ class GroupLinear(PackedLinear):
         if self.bits == 8:
             return 128
         return 0 if self.has_minimum else 1 << (self.bits - 1)
-
-    def meta(self) -> dict[str, Any]:
-        return {
-            "kind": self.kind,
-            "out_features": self.out_features,
-            "in_features": self.in_features,
-            "bits": self.bits,
-            "group": self.group,
-            "codebook": self.codebook,
-        }
 
     def _arrays(self) -> dict[str, Array | None]:
         return {"codes": self.codes, "scales": self.scales, "minimums": self.minimums}

@@ -99,8 +99,7 @@ class LowRankLinear(PackedLinear):
         return result
 
     def meta(self) -> dict[str, Any]:
-        sizes = {"out_features": self.out_features, "in_features": self.in_features}
-        return {"kind": self.kind, **sizes, **{name: part.meta() for name, part in self._parts.items()}}
+        return {**super().meta(), **{name: part.meta() for name, part in self._parts.items()}}
 
     def _arrays(self) -> dict[str, Array | None]:
         return {

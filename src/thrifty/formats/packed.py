@@ -20,12 +20,14 @@ NativeArrays = tuple[str, Mapping[str, Any]]
 class PackedLinear(ABC):
     """y = W·x + bias with W [out_features, in_features] in some stored format.
 
-    A format writes `tile`, `rows`, `label`, `meta`, `_arrays` and `_load`, and `native` where kernels know it; the base
-    does the product and checks. Where no native kernel knows the format W is dequantised a tile of rows at a time.
+    A format writes `tile`, `rows`, `label`, `described` (or `meta`), `_arrays` and `_load`, and `native` where kernels
+    know it; the base does the product and checks. Where no native kernel knows the format W is dequantised a tile of
+    rows at a time.
     Arrays may be read-only and backed by a memory-mapped file: nothing here writes to them.
     """
 
     kind: str  # of the converted file's metadata
+    described: ClassVar[tuple[str, ...]] = ()  # attributes that `meta` tells beside kind and sizes, JSON-ready
     shared: ClassVar[tuple[str, ...]] = ()  # arrays that another linear of the model may hold too: files have them once
     bias: Floats | None
     rounds_input: ClassVar[bool] = False  # whether the product rounds activations in a way that is the format's own
@@ -60,9 +62,12 @@ class PackedLinear(ABC):
     def rows(self, indices: Integers) -> Floats:
         """An embedding lookup: int64 [n] → fp32 [n, in_features]. Raises KernelError beyond the last row."""
 
-    @abstractmethod
     def meta(self) -> dict[str, Any]:
-        """JSON-ready description that `from_state` takes back, with the arrays of `state`."""
+        """JSON-ready description that `from_state` takes back, with the arrays of `state`: the kind, the sizes and the
+        attributes in `described`, in this order.
+        """
+        sizes = {"out_features": self.out_features, "in_features": self.in_features}
+        return {"kind": self.kind, **sizes, **{name: getattr(self, name) for name in self.described}}
 
     @abstractmethod
     def _arrays(self) -> dict[str, Array | None]:

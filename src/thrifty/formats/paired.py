@@ -26,6 +26,7 @@ class PairedLinear(PackedLinear):
     """
 
     kind = "paired"
+    described = ("member",)
     shared = ("words",)
 
     def __init__(
@@ -92,10 +93,6 @@ class PairedLinear(PackedLinear):
         words = packing.unpack_pairs(self._words(self.words))
         values = paired.split(words, self.member)[: self.out_features, : self.in_features]
         return bf16_matmul(x, np.ascontiguousarray(values))
-
-    def meta(self) -> dict[str, Any]:
-        sizes = {"out_features": self.out_features, "in_features": self.in_features}
-        return {"kind": self.kind, **sizes, "member": self.member}
 
     def _arrays(self) -> dict[str, Array | None]:
         return {"words": self.words}

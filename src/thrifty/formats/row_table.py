@@ -32,6 +32,7 @@ class RowTableLinear(PackedLinear):
     """
 
     kind = "row table"
+    described = ("bits",)
 
     def __init__(
         self, out_features: int, in_features: int, bits: int,
@@ -125,10 +126,6 @@ class RowTableLinear(PackedLinear):
         values = self._values(tiles)[:, : self.in_features].astype(np.float32)
         values *= self.scales[tiles].reshape(-1, 1).astype(np.float32)
         return values
-
-    def meta(self) -> dict[str, Any]:
-        sizes = {"out_features": self.out_features, "in_features": self.in_features}
-        return {"kind": self.kind, **sizes, "bits": self.bits}
 
     def _arrays(self) -> dict[str, Array | None]:
         return {"codes": self.codes, "tables": self.tables, "scales": self.scales}

@@ -31,6 +31,7 @@ class SignLinear(PackedLinear):
     """
 
     kind = "signs"
+    described = ("levels", "group")
 
     def __init__(
         self, out_features: int, in_features: int, levels: int, group: int,
@@ -134,10 +135,6 @@ class SignLinear(PackedLinear):
         values = self._values(packing.unpack_codes(self.codes, _BITS[self.levels]))
         scales = packing.unpack_parameters(self.scales).astype(np.float32)
         return group_matmul(x, values, scales, None, self.group)[:, : self.out_features]
-
-    def meta(self) -> dict[str, Any]:
-        sizes = {"out_features": self.out_features, "in_features": self.in_features}
-        return {"kind": self.kind, **sizes, "levels": self.levels, "group": self.group}
 
     def _arrays(self) -> dict[str, Array | None]:
         return {"codes": self.codes, "scales": self.scales}

@@ -67,6 +67,11 @@ class SparseLinear(PackedLinear):
         bias, base.bias = base.bias, None
         return cls(base, starts, columns.astype(np.uint16), values, bias)
 
+    @staticmethod
+    def bytes_of(out_features: int, count: int) -> int:
+        """Bytes of `count` single weights over a base of so many rows."""
+        return 4 * (out_features + 1) + (2 + 2) * count
+
     @classmethod
     def examples(cls, out_features: int, in_features: int, seed: int = 0) -> Iterator[SparseLinear]:
         random = np.random.default_rng(seed)
@@ -119,8 +124,7 @@ class SparseLinear(PackedLinear):
         return product
 
     def meta(self) -> dict[str, Any]:
-        sizes = {"out_features": self.out_features, "in_features": self.in_features}
-        return {"kind": self.kind, **sizes, "base": self.base.meta()}
+        return {**super().meta(), "base": self.base.meta()}
 
     def _arrays(self) -> dict[str, Array | None]:
         inner = {f"{BASE}{name}": array for name, array in self.base.state().items()}

@@ -29,6 +29,7 @@ class Sparse24Linear(PackedLinear):
     """
 
     kind = "sparse-2-4"
+    described = ("values", "group")
 
     def __init__(
         self,
@@ -134,10 +135,6 @@ class Sparse24Linear(PackedLinear):
         codes = sparse_2_4.expand(sparse_2_4.signed(numbers, BITS[self.values]), mask)
         scales = packing.unpack_parameters(self.scales).astype(np.float32)
         return group_matmul(x, codes, scales, None, self.group)[:, : self.out_features]
-
-    def meta(self) -> dict[str, Any]:
-        sizes = {"out_features": self.out_features, "in_features": self.in_features}
-        return {"kind": self.kind, **sizes, "values": self.values, "group": self.group}
 
     def _arrays(self) -> dict[str, Array | None]:
         return {"codes": self.codes, "scales": self.scales}

@@ -25,6 +25,7 @@ class SuperblockLinear(PackedLinear):
     """
 
     kind = "superblock"
+    described = ("type",)
 
     def __init__(
         self,
@@ -99,14 +100,6 @@ class SuperblockLinear(PackedLinear):
         """The native kernel's exact numerics in NumPy: fp32 [m, in] → fp32 [m, out], without the bias."""
         rows = self.unpacked(0, self.out_features)
         return superblock.superblock_matmul(x, rows)[:, : self.out_features]
-
-    def meta(self) -> dict[str, Any]:
-        return {
-            "kind": self.kind,
-            "out_features": self.out_features,
-            "in_features": self.in_features,
-            "type": self.type,
-        }
 
     def _arrays(self) -> dict[str, Array | None]:
         return {"records": self.records, "scales": self.scales, "minimums": self.minimums}

@@ -136,9 +136,8 @@ class TensorTrainLinear(PackedLinear):
         return result
 
     def meta(self) -> dict[str, Any]:
-        sizes = {"out_features": self.out_features, "in_features": self.in_features}
         shape = {"rows": list(self.row_sizes), "columns": list(self.column_sizes)}
-        return {"kind": self.kind, **sizes, **shape, "sites": [site.meta() for site in self.sites]}
+        return {**super().meta(), **shape, "sites": [site.meta() for site in self.sites]}
 
     def _arrays(self) -> dict[str, Array | None]:
         return {

@@ -34,6 +34,7 @@ class TokenWiseLinear(PackedLinear):
     """
 
     kind = "token wise"
+    described = ("bits", "group", "threshold")
 
     def __init__(
         self, out_features: int, in_features: int, bits: int, group: int,
@@ -83,10 +84,8 @@ class TokenWiseLinear(PackedLinear):
         return True
 
     def native(self) -> NativeArrays:
-        arrays: Mapping[str, Any] = {"codes": self.codes, "scales": self.scales, "group": self.group}
-        if self.threshold is not None:
-            arrays = {**arrays, "threshold": self.threshold}
-        return f"int{self.bits}_token", arrays
+        outliers = {} if self.threshold is None else {"threshold": self.threshold}
+        return f"int{self.bits}_token", {**self._arrays(), "group": self.group, **outliers}
 
     @property
     def label(self) -> str:
@@ -113,10 +112,6 @@ class TokenWiseLinear(PackedLinear):
     def _offset(self) -> int:
         """What a stored code is above its value."""
         return 1 << (self.bits - 1)
-
-    def meta(self) -> dict[str, Any]:
-        sizes = {"out_features": self.out_features, "in_features": self.in_features}
-        return {"kind": self.kind, **sizes, "bits": self.bits, "group": self.group, "threshold": self.threshold}
 
     def _arrays(self) -> dict[str, Array | None]:
         return {"codes": self.codes, "scales": self.scales}

@@ -30,6 +30,7 @@ class VectorLinear(PackedLinear):
     """
 
     kind = "vectors"
+    described = ("length", "bits", "rest_bits")
 
     def __init__(
         self, out_features: int, in_features: int, length: int, bits: int, rest_bits: int, codes: Array, main: Array,
@@ -92,12 +93,8 @@ class VectorLinear(PackedLinear):
         return True
 
     def native(self) -> NativeArrays:
-        arrays: dict[str, Any] = {
-            "codes": self.codes,
-            "table": (self.main, self.rest, self.books),
-            "scales": self.scales,
-            "minimums": self.offsets,
-        }
+        tables = (self.main, self.rest, self.books)
+        arrays = {"codes": self.codes, "table": tables, "scales": self.scales, "minimums": self.offsets}
         return f"vectors{self.length}", arrays
 
     @property
@@ -137,10 +134,6 @@ class VectorLinear(PackedLinear):
 
     def _expanded(self, tiles: slice | Integers) -> Floats:
         return self._values(tiles) * self.scales.astype(np.float32) + self.offsets.astype(np.float32)
-
-    def meta(self) -> dict[str, Any]:
-        sizes = {"out_features": self.out_features, "in_features": self.in_features}
-        return {"kind": self.kind, **sizes, "length": self.length, "bits": self.bits, "rest_bits": self.rest_bits}
 
     def _arrays(self) -> dict[str, Array | None]:
         return {

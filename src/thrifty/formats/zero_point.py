@@ -29,6 +29,7 @@ class ZeroPointLinear(PackedLinear):
     """
 
     kind = "zero point"
+    described = ("bits", "group")
 
     def __init__(
         self, out_features: int, in_features: int, bits: int, group: int,
@@ -76,13 +77,7 @@ class ZeroPointLinear(PackedLinear):
         return True
 
     def native(self) -> NativeArrays:
-        arrays: Mapping[str, Array | int | None] = {
-            "codes": self.codes,
-            "scales": self.scales,
-            "zeros": self.zeros,
-            "group": self.group,
-        }
-        return f"int{self.bits}", arrays
+        return f"int{self.bits}", {**self._arrays(), "group": self.group}
 
     @property
     def label(self) -> str:
@@ -111,10 +106,6 @@ class ZeroPointLinear(PackedLinear):
     def _middle(self) -> int:
         """What a stored code is above the code that the scale multiplies in the kernels."""
         return 128 if self.bits == 8 else 0
-
-    def meta(self) -> dict[str, Any]:
-        sizes = {"out_features": self.out_features, "in_features": self.in_features}
-        return {"kind": self.kind, **sizes, "bits": self.bits, "group": self.group}
 
     def _arrays(self) -> dict[str, Array | None]:
         return {"codes": self.codes, "scales": self.scales, "zeros": self.zeros}

@@ -186,6 +186,8 @@ def _searched(fit: Fit) -> str:
         reasons.append(f"{dropped['weights']} round weights anew without saving a byte")
     if dropped["cache"]:
         reasons.append(f"{dropped['cache']} may keep the whole cache, so that no byte is saved for sure")
+    if dropped["slow"]:
+        reasons.append(f"{dropped['slow']} have weights that take too long to make for {fit.question.minutes:g} min")
     if dropped["gentler"]:
         reasons.append(f"{dropped['gentler']} do all that another one that fits does, and more")
     last = sum(row.rung == fit.rungs[-1].index for row in rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -147,10 +148,11 @@ class Fit:
         return self.bounds.pointless(prediction)
 
     def dropped(self) -> dict[str, int]:
-        """How many candidates do not run, by the reason: those of `Bounds.dropped`, and (of a model too slow for all)
-        that a gentler one is measured.
+        """How many candidates do not run, by the reason: those of `Bounds.dropped`, and (where the time is too short
+        for all) that their weights take too long to make, or that a gentler one is measured.
         """
-        return self.bounds.dropped(self._servable()) | {"gentler": 0 if self.plan is None else self.plan.left_out}
+        left_out, slow = (0, 0) if self.plan is None else (self.plan.left_out, self.plan.slow)
+        return self.bounds.dropped(self._servable()) | {"slow": slow, "gentler": left_out}
 
     def _worth_running(self, prediction: Prediction) -> bool:
         return self.fits(prediction) and self.quick(prediction) and not self.pointless(prediction)
@@ -182,20 +184,20 @@ class Fit:
         entering = self._entrants()
         if self.question.minutes is None or not self._planned or self.clock.late:
             return plan.whole(entering)
-        known = [self.predictions[candidate.key] for candidate in entering]
-        # What does not fit stands for nothing.
-        running = [prediction for prediction in known if self.fits(prediction) and self.quick(prediction)]
-        keys = {BASE.key} | self.pinned | deciding(running, self.question.latency)
-        few = (
-            entering
-            if self.question.candidates is not None
-            else [candidate for candidate in entering if candidate.key in keys]
-        )
         try:
             forecast = self.workshop.forecast(entering)
         except OutOfTime:
             return plan.whole(entering)
-        return plan.make(self.question, entering, few, forecast, self._exam_of, self.clock.spent)
+        every, asked = entering, self.question.candidates is not None
+        if not asked:
+            limit = plan.most_making(self.question.minutes)
+            entering = plan.affordable(self.question, every, forecast, self.pinned, limit)
+        known = [self.predictions[candidate.key] for candidate in entering]  # what does not fit stands for nothing
+        running = [prediction for prediction in known if self.fits(prediction) and self.quick(prediction)]
+        keys = {BASE.key} | self.pinned | deciding(running, self.question.latency)
+        few = entering if asked else [candidate for candidate in entering if candidate.key in keys]
+        made = plan.make(self.question, entering, few, forecast, self._exam_of, self.clock.spent)
+        return replace(made, slow=len(every) - len(entering))
 
     def _shorten_last(self) -> None:
         """Fit the last rung into the time that is left, where those before took longer than they were thought to."""
@@ -205,8 +207,7 @@ class Fit:
             forecast = self.workshop.forecast(self.plan.chosen)
         except OutOfTime:
             return
-        clock = self.clock
-        made = plan.shortened(self.plan, self.question, forecast, self._exam_of, clock.spent, clock.left)
+        made = plan.shortened(self.plan, self.question, forecast, self._exam_of, self.clock.spent, self.clock.left)
         if made.sizes != self.plan.sizes:
             self.plan, self.rungs[-1] = made, made.sizes.ladder(self.question)[-1]
             self.exam = self.workshop.exam = self._exam_of(made.sizes)

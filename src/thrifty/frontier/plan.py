@@ -5,21 +5,25 @@ best, and then on shorter passages and fewer questions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
 from thrifty.evaluation import quality
 from thrifty.frontier.candidates import Candidate, grouped
 from thrifty.frontier.exam import ITEMS, LENGTH, Exam
+from thrifty.frontier.made_weights import is_slow, making
 from thrifty.frontier.pace import Forecast
 from thrifty.frontier.question import LONGEST_PREFIX, Question
 from thrifty.frontier.reading import needed
 from thrifty.frontier.rungs import FEW, FIRST_PREFIX, FIRST_SCORED, Rung, ladder
 from thrifty.models.model import Model
+from thrifty.weights.sizes import storing
 from thrifty.weights.structure import linears
+from thrifty.weights.technique import WeightTechnique
 
 FILLED = 0.7  # of the time is planned for; the rest is for what takes longer than it was thought to
+MAKING = 0.25  # of that, at most, for weights that take long to make
 ADDED = 6, 2  # recipes above the budget that are looked at: in a search of all recipes, and of those that decide
 
 
@@ -63,7 +67,9 @@ LEVELS = (
 class Plan:
     """chosen: the candidates that are measured. left_out: how many are not, since a gentler one is. seconds: that it is
     expected to take, rung by rung; none where nothing was forecast. beyond: recipes above the budget to look at. probe:
-    seconds of scoring the model's heads before, where a chosen recipe needs that and nobody did it yet.
+    seconds of scoring the model's heads before, where a chosen recipe needs that and nobody did it yet. slow: how many
+    are not measured, since their weights take too long to make. making: seconds of making the weights of the chosen
+    ones once.
     """
 
     sizes: Sizes
@@ -72,6 +78,8 @@ class Plan:
     seconds: tuple[float, ...] = ()
     beyond: int = ADDED[0]
     probe: float = 0.0
+    slow: int = 0
+    making: float = 0.0
 
     @property
     def total(self) -> float | None:
@@ -91,6 +99,8 @@ class Plan:
             "probe_seconds": round(self.probe, 1),
             "recipes": len(self.chosen),
             "left_out": self.left_out,
+            "slow": self.slow,
+            "making_seconds": round(self.making, 1),
             "first": [self.sizes.first, self.sizes.little],
             "last": [self.sizes.prefix, self.sizes.scored],
             "questions": self.sizes.items,
@@ -100,6 +110,30 @@ class Plan:
 def whole(candidates: Sequence[Candidate]) -> Plan:
     """All candidates at full size, without a look at the time."""
     return Plan(LEVELS[0], tuple(candidates))
+
+
+def affordable(
+    question: Question, candidates: Sequence[Candidate], forecast: Forecast, kept: Set[str], limit: float
+) -> list[Candidate]:
+    """The candidates without those whose weights take too long to make: the slowest techniques go until the rest of
+    them take at most `limit` seconds together. kept: keys of those that stay in any case.
+    """
+    groups = [(making_seconds(question, group[:1], forecast), group) for group in grouped(candidates)]
+    groups.sort(key=lambda pair: pair[0])
+    total, gone = 0.0, set[str]()
+    for seconds, group in groups:
+        if not is_slow(group[0].recipe.weights):
+            continue
+        if total + seconds > limit:
+            gone |= {candidate.key for candidate in group} - kept
+        else:
+            total += seconds
+    return [candidate for candidate in candidates if candidate.key not in gone]
+
+
+def making_seconds(question: Question, candidates: Sequence[Candidate], forecast: Forecast) -> float:
+    """Seconds of making the weights of candidates, once for those that share them."""
+    return forecast.weights(sum(_rounded(question.model, group[0]) for group in grouped(candidates)))
 
 
 def make(
@@ -124,6 +158,7 @@ def make(
                 continue  # what decides comes before what is nice to know
             seconds = _forecast(sizes, question, chosen, forecast, exam, beyond)
             made = Plan(sizes, tuple(chosen), len(candidates) - len(chosen), seconds, beyond, probe)
+            made = replace(made, making=making_seconds(question, chosen, forecast))
             if question.minutes is None or sum(seconds) + probe <= limit:
                 return made
     assert made is not None
@@ -183,7 +218,16 @@ def _asked(
 
 
 def _rounded(model: Model, candidate: Candidate) -> int:
-    """How many weights a candidate's techniques round."""
-    techniques = candidate.recipe.techniques("weights")
-    chosen = (info.linear for info in linears(model) if any(technique.selects(info) for technique in techniques))
-    return sum(linear.out_features * linear.in_features for linear in chosen)
+    """How many weights a candidate's techniques round, each as often as its making takes longer than `rtn`."""
+    total = 0.0
+    for table, technique in zip(candidate.recipe.weights, candidate.recipe.techniques("weights"), strict=True):
+        stored = storing(technique)
+        assert isinstance(stored, WeightTechnique), "what changes several linears at a time is not predicted"
+        chosen = (info.linear for info in linears(model) if stored.selects(info))
+        total += making([table]) * sum(linear.out_features * linear.in_features for linear in chosen)
+    return round(total)
+
+
+def most_making(minutes: float) -> float:
+    """Seconds that weights may take to be made, of a fit of so many minutes."""
+    return MAKING * FILLED * 60 * minutes

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 
 from thrifty.frontier.candidates import BASE, OFF_GRID_BASE, Candidate, Grid, Table
+from thrifty.frontier.made_weights import EIGHT, FEWER, FOUR
 from thrifty.recipe import Recipe
 
 PAGE = 64  # tokens; evicting whole pages leaves no holes
@@ -82,7 +83,14 @@ def _joint(prefix: int, untied: bool) -> list[tuple[Stage, list[Stage]]]:
         ((RTN_4_WHOLE,), few),
         ((RTN_4,), few[1:]),
         ((RTN_8,), few[1:]),
+        *((weights, few[:3]) for weights in _made()),
     ]
+
+
+def _made() -> list[Stage]:
+    """Weights of the other techniques: the coarser they are, the narrower the output matrix beside them."""
+    whole = [(table,) for table in (*EIGHT, *FOUR)]
+    return [*whole, *((table, EMBEDDING_4) for table in (*FOUR, *FEWER))]
 
 
 def _caches(prefix: int) -> list[Stage]:

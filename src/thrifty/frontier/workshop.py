@@ -28,7 +28,7 @@ from thrifty.frontier.measurement import Prediction
 from thrifty.frontier.predict import as_stored, longest_context, prediction, unpredictable
 from thrifty.frontier.reading import needed
 from thrifty.frontier.rungs import Rung
-from thrifty.frontier.space import shortened
+from thrifty.frontier.space import RTN_4, shortened
 from thrifty.frontier.state import SearchState
 from thrifty.frontier.timed_engine import TimedEngine
 from thrifty.recipe import Recipe
@@ -126,8 +126,8 @@ class Workshop:
         """
         held = self.state.find("pace", "")
         if held is None:
-            rounded = next((candidate for candidate in candidates if candidate.recipe.weights), self.base)
-            seconds = pace.rounding_seconds(self.model, rounded.recipe.techniques("weights"))
+            rounds = any(candidate.recipe.weights for candidate in candidates)
+            seconds = pace.rounding_seconds(self.model, Recipe(weights=[RTN_4]).techniques("weights") if rounds else [])
             with self._engine(self.base) as engine:
                 held = pace.measure(engine, seconds).as_dict()
             self.state.add("pace", "", held)

@@ -202,7 +202,7 @@ _LETTERS_DIFFUSION = EmbeddedModel(
     original="training/diffusion",
     licence="Apache-2.0",
     file="model.safetensors",
-    sha256="1b2e50273cf7f0f5f11d3ba28c945d3c692f82f8ae73142edcd02db40c275447",
+    sha256="438073c2031ec45feec71c58a5a0e47648ff60c8ad2a866f2ab275398c3b304b",
     folder="letters_diffusion",
     note=_LETTERS_NOTE,
 )
@@ -212,7 +212,7 @@ _LETTERS_TWIN = EmbeddedModel(
     original="training/diffusion",
     licence="Apache-2.0",
     file="model.safetensors",
-    sha256="6d4f4a500eaf3863fc3995701090cff3ea462a27457befc215b4901843759fc7",
+    sha256="6de3cff97573fc8d88ba5da9c2ec2754f658b10999725f7c7eb6cf57dd7696c5",
     folder="letters_twin",
     note=_LETTERS_NOTE,
 )

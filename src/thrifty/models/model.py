@@ -65,6 +65,13 @@ class Model:
         return linears + sum(norm.nbytes for norm in self.norms.values())
 
     @property
+    def bits_per_weight(self) -> float:
+        """8 · bytes / weights, scales, tables, masks, padding, biases and norms included."""
+        linears = sum(linear.out_features * linear.in_features for linear in self.linears.values())
+        weights = linears + sum(norm.size for norm in self.norms.values())
+        return 8 * self.nbytes / weights if weights else 0.0
+
+    @property
     def read_from_file(self) -> int:
         """Bytes of the embedding where native code reads its rows from the file: it is not the output matrix too, and
         all of it lies in `file`. They are on the disk, not in memory.

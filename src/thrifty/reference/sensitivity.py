@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -18,20 +18,23 @@ from thrifty.reference.decoder import Decoder
 from thrifty.reference.loading import build
 
 
-def squared_gradients(model: Model, sequences: Integers, names: Sequence[str]) -> dict[str, Floats]:
+def squared_gradients(
+    model: Model, sequences: Integers, names: Sequence[str], say: Callable[[int], None] = lambda done: None
+) -> dict[str, Floats]:
     """F = Σ g², fp32 [out, in] of each named linear; g is the gradient of one sequence's mean next-token loss
     (SqueezeLLM, 2306.07629, §4.1).
 
     sequences: int64 [sequences, tokens]. The gradient is that of the dense weight, in whatever format the linear is
     stored, formed and squared linear by linear: held at a time are F and one linear's gradient, beside the activations
-    of one sequence.
+    of one sequence. say: called with the sequences that are done, after each.
     """
     decoder = build(model).decoder.requires_grad_(False)
     sums = {name: torch.zeros(model.linears[name].out_features, model.linears[name].in_features) for name in names}
     handles = [decoder.get_submodule(name).register_forward_hook(partial(_watch, sums[name])) for name in names]
     try:
-        for sequence in tensor_of(np.ascontiguousarray(sequences)):
+        for done, sequence in enumerate(tensor_of(np.ascontiguousarray(sequences)), 1):
             _loss(decoder, sequence).backward()
+            say(done)
     finally:
         for handle in handles:
             handle.remove()

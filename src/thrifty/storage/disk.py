@@ -152,3 +152,15 @@ def _opened_directly(descriptor: int) -> int | None:
         return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
     except OSError:
         return None
+
+
+def described(disk: DiskTier | None) -> dict[str, int | bool]:
+    """JSON-ready: what a disk tier holds, and what was read and written so far; zeros where there is none."""
+    if disk is None:
+        return {"disk": 0, "disk_read": 0, "disk_written": 0, "disk_direct": False}
+    return {
+        "disk": disk.used,
+        "disk_read": disk.read_bytes,
+        "disk_written": disk.written_bytes,
+        "disk_direct": disk.direct,
+    }

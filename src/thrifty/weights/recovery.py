@@ -28,17 +28,18 @@ class Recovery:
     distil: bool
 
 
-def recover(model: Model, recovery: Recovery, preparation: Preparation, what: str, teacher: Model | None) -> None:
-    """Train low-rank additions to all linears of the layers and merge them, in place. what: needs it, as the errors
-    begin. teacher: the model before, where `recovery.distil`. The report tells how far they moved.
+def recover(model: Model, recovery: Recovery, preparation: Preparation, name: str, teacher: Model | None) -> None:
+    """Train low-rank additions to all linears of the layers and merge them, in place. name: of the technique that needs
+    it. teacher: the model before, where `recovery.distil`. The report tells how far they moved.
 
     Merged linears are bf16 where they were, else plain fp32, for a technique behind it to store: what was added lies
     on no grid. Raises RecipeError where there is no text.
     """
+    what = f"technique '{name}'"
     extras.require_torch(what)
     if preparation.text is None:
         raise RecipeError(f"{what} recovers by training on a text and has none: pass a calibration text")
-    names = [info.name for info in linears(model) if info.role not in OUTSIDE + KEPT]
+    trained = [info.name for info in linears(model) if info.role not in OUTSIDE + KEPT]
     from thrifty.training.loop.batches import Batches
     from thrifty.training.loop.checkpoint import Checkpoint
     from thrifty.training.loop.healing import heal
@@ -48,20 +49,20 @@ def recover(model: Model, recovery: Recovery, preparation: Preparation, what: st
     run = f"{what} {model.version} {recovery} {preparation.text.label}"
     healed = heal(
         model,
-        names,
+        trained,
         Batches(preparation.text.sequences, recovery.batch),
         Plan(recovery.steps, recovery.rate),
         LoraOptions(recovery.rank, recovery.alpha, recovery.dropout),
         teacher=teacher if recovery.distil else None,
         checkpoint=Checkpoint.of(preparation.results.folder, "recovery", run),
-        say=lambda progress: preparation.before(),
+        say=preparation.stepping(name, "recovery"),
     )
     told = {entry.name: entry for entry in model.report}
-    for name in names:
-        before = LinearInfo(name, model.linears[name])
-        stored = _stored(before.linear, healed.weights.pop(name))
-        report = error_of(before, stored, told.get(name)) if preparation.errors else None
-        exchange(model, name, stored)
+    for place in trained:
+        before = LinearInfo(place, model.linears[place])
+        stored = _stored(before.linear, healed.weights.pop(place))
+        report = error_of(before, stored, told.get(place)) if preparation.errors else None
+        exchange(model, place, stored)
         if report is not None:
             tell(model, report)
 

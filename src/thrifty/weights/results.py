@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from thrifty.arrays import Floats
 from thrifty.formats.linear import PackedLinear
@@ -20,6 +21,41 @@ class Result:
     name: str
     value: PackedLinear | Floats
     report: TensorReport | None = None
+
+
+LAYERS = "its layers"
+"""What a phase that stands for all units of a technique is called."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """How far a part of a technique's work is. technique: its name. what: the part, such as "training", or LAYERS.
+    done, total: its steps. seconds_left: of the part, at the pace so far. kept: the steps that a run that is killed now
+    need not take again.
+    """
+
+    technique: str
+    what: str
+    done: int
+    total: int
+    seconds_left: float
+    kept: int = 0
+
+
+class Stepped(Protocol):
+    """What a step of a training says of itself: see `training.loop.loop.Progress`."""
+
+    @property
+    def step(self) -> int: ...
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def seconds_left(self) -> float: ...
+
+    @property
+    def saved(self) -> int: ...
 
 
 class Results:
@@ -47,6 +83,9 @@ class Results:
     def keep(self, unit: str, result: Result) -> Result:
         """The same result, which may lie somewhere else from now on."""
         return result
+
+    def tell(self, phase: Phase) -> None:
+        """A step was taken of a part of the work that no unit tells of."""
 
     def close(self, unit: str) -> None:
         """All results of a unit were kept."""

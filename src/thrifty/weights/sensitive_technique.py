@@ -12,7 +12,7 @@ from thrifty import extras
 from thrifty.arrays import Floats
 from thrifty.errors import RecipeError
 from thrifty.models.model import Model
-from thrifty.weights.calibration import Activations, CalibrationSet
+from thrifty.weights.calibration import Activations
 from thrifty.weights.structure import LinearInfo, linears
 from thrifty.weights.technique import Preparation, WeightTechnique
 
@@ -34,17 +34,18 @@ class SensitiveTechnique(WeightTechnique):
         if preparation.text is None:
             raise RecipeError(f"technique '{self.name}' needs calibration text: pass a CalibrationSet")
         names = [linear.name for linear in linears(model) if self.selects(linear)]
-        source = _Sensitivities(model, preparation.text, names, self.name)
+        source = _Sensitivities(model, preparation, names, self.name)
         super().apply(model, replace(preparation, calibration=source))
 
 
 class _Sensitivities:
     """F of the named linears, in their order; each can be asked for once."""
 
-    def __init__(self, model: Model, text: CalibrationSet, names: Sequence[str], technique: str) -> None:
+    def __init__(self, model: Model, preparation: Preparation, names: Sequence[str], technique: str) -> None:
         extras.require_torch(f"technique '{technique}'")
+        assert preparation.text is not None, "a technique without a text raised before"
         self.model: Model | None = replace(model, linears=dict(model.linears))
-        self.text, self.technique = text, technique
+        self.text, self.technique, self.preparation = preparation.text, technique, preparation
         self.batches = list(_batches(model, names))
         self.held: dict[str, Floats] = {}
 
@@ -69,7 +70,9 @@ class _Sensitivities:
         from thrifty.reference.sensitivity import squared_gradients
 
         assert self.model is not None, "linears are asked for in the model's order"
-        self.held = squared_gradients(self.model, self.text.sequences, names)
+        sequences = self.text.sequences
+        say = self.preparation.counting(self.technique, "its gradients", len(sequences))
+        self.held = squared_gradients(self.model, sequences, names, say)
         if not self.batches:
             self.model = None
 

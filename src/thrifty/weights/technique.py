@@ -8,6 +8,7 @@ leaves layers, heads, neurons or experts out.
 from __future__ import annotations
 
 import fnmatch
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,13 +16,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from thrifty.arrays import Floats
 from thrifty.card import Card
 from thrifty.errors import KernelError, RecipeError, nearest
 from thrifty.formats.linear import PackedLinear
 from thrifty.models.model import Model, TensorReport
 from thrifty.storage.process import let_go
 from thrifty.weights.calibration import Activations, Calibration, CalibrationSet, default_calibration, seen
-from thrifty.weights.results import Result, Results
+from thrifty.weights.results import Phase, Result, Results, Stepped
 from thrifty.weights.structure import LinearInfo, linears
 
 OUTSIDE = ("embedding", "head")  # the ends of the model, whose precision is an option of its own
@@ -44,6 +46,25 @@ class Preparation:
     results: Results = field(default_factory=Results)
     text: CalibrationSet | None = None
 
+    def stepping(self, technique: str, what: str = "training") -> Callable[[Stepped], None]:
+        """What a training of a technique calls after each of its steps: `before`, and the results are told of it."""
+
+        def say(now: Stepped) -> None:
+            self.results.tell(Phase(technique, what, now.step, now.steps, now.seconds_left, now.saved))
+            self.before()
+
+        return say
+
+    def counting(self, technique: str, what: str, total: int) -> Callable[[int], None]:
+        """What a search of a technique calls with the steps that it has done. A search that is killed begins anew."""
+        began = time.monotonic()
+
+        def say(done: int) -> None:
+            left = (time.monotonic() - began) / done * (total - done)
+            self.results.tell(Phase(technique, what, done, total, left))
+
+        return say
+
 
 @dataclass(frozen=True, kw_only=True)
 class Technique(ABC):
@@ -55,9 +76,7 @@ class Technique(ABC):
 
     @abstractmethod
     def apply(self, model: Model, preparation: Preparation) -> None:
-        """Change the model, a part at a time; its dictionaries of norms may be shared with others and are exchanged,
-        not changed.
-        """
+        """Change the model, a part at a time; its dictionaries of norms, which others may share, are exchanged."""
 
     @abstractmethod
     def check(self, model: Model) -> None:
@@ -137,6 +156,16 @@ class WeightTechnique(PlacedTechnique):
 
         calibration: given where `needs_calibration` is true, else None.
         """
+
+    def by_rows(self) -> WeightTechnique:
+        """What stores as many bytes as this technique in the part of a layer that grows with its rows, to be asked for
+        them without its work: the technique itself, unless it knows better. See `sizes`.
+        """
+        return self
+
+    def beyond_rows(self, rows: int, columns: int) -> tuple[int, str]:
+        """Bytes that a layer [rows, columns] takes beyond `by_rows`, and what they add to the format's name."""
+        return 0, ""
 
     def covers(self, linear: LinearInfo) -> bool:
         """Whether this technique is meant for the layer, before `layers` and `skip`."""
@@ -275,18 +304,36 @@ def _in_order(reports: dict[str, TensorReport], before: Sequence[TensorReport]) 
     return [reports[name] for name in dict.fromkeys([*first, *reports])]
 
 
-def _report(before: LinearInfo, after: PackedLinear) -> TensorReport:
-    """Both errors are against the layer that the technique was given, measured some rows at a time."""
+def relative_error(
+    before: PackedLinear, after: PackedLinear, rows: Floats | None = None, columns: Floats | None = None
+) -> float:
+    """Relative root-mean-square difference from diag(rows)·before·diag(columns), fp32 [out] and [in], 1 where None."""
+    return _apart(before, after, rows, columns)[0]
+
+
+def _apart(
+    before: PackedLinear, after: PackedLinear, rows: Floats | None = None, columns: Floats | None = None
+) -> tuple[float, float]:
+    """(relative root-mean-square, largest) difference, measured some rows at a time."""
     difference = power = largest = 0.0
-    rows = max(16, COMPARED // after.in_features // 16 * 16)
-    for start in range(0, after.out_features, rows):
-        stop = min(start + rows, after.out_features)
-        reference = before.linear.tile(start, stop).astype(np.float64)
+    step = max(16, COMPARED // after.in_features // 16 * 16)
+    for start in range(0, after.out_features, step):
+        stop = min(start + step, after.out_features)
+        reference = before.tile(start, stop).astype(np.float64)
+        if rows is not None:
+            reference *= rows[start:stop, None]
+        if columns is not None:
+            reference *= columns
         errors = np.abs(after.tile(start, stop) - reference)
         difference += float(np.square(errors).sum())
         power += float(np.square(reference).sum())
         largest = max(largest, float(errors.max()))
-    relative = (difference / power) ** 0.5 if power else difference**0.5
+    return ((difference / power) ** 0.5 if power else difference**0.5), largest
+
+
+def _report(before: LinearInfo, after: PackedLinear) -> TensorReport:
+    """Both errors are against the layer that the technique was given."""
+    relative, largest = _apart(before.linear, after)
     return TensorReport(
         name=before.name,
         format=after.label,

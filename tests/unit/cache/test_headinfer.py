@@ -49,7 +49,7 @@ def step(sequence: SequenceCache, token: int) -> Floats:
 
 
 def test_the_reference_attends_to_all_that_was_written() -> None:
-    """Head by head over every key: what the paper's Algorithm 1 computes, written without a cache."""
+    """Head by head over every key: what the paper's attention head by head computes, written without a cache."""
     model, tokens = model_info(layers=2, heads=4, kv_heads=2), prompt(200)
     sequence = Cache(model, disk=True).create(build("headinfer"))
     Driver(model).prefill(sequence, tokens)
@@ -76,7 +76,7 @@ def test_rows_have_the_bits_of_the_cache_in_memory(before: list[str], heads: int
 
 @native
 def test_memory_holds_two_groups_and_the_open_pages_and_each_step_reads_the_rest() -> None:
-    """α = 1 / (layers · heads) of the cache twice (§3.2), beside the page that is being filled."""
+    """α = 1 / (layers · heads) of the cache twice (the paper's ping-pong buffers), beside the page that is filled."""
     cache, n = Cache(MODEL, disk=True), 64 * 20
     sequence = begun(cache, build("headinfer"), prompt(n))
     step(sequence, 1)
@@ -113,6 +113,19 @@ def test_forks_and_parked_sequences_leave_their_slots_on_disk() -> None:
     fork.free()
     there.free()
     assert cache.ledger.current == 0 and cache.tiers.disk.used == 0
+
+
+@native
+def test_counted_from_the_bottom_its_buffers_are_its_own() -> None:
+    cache = Cache(MODEL, disk=True)
+    there, away = begun(cache, [], prompt(300)), begun(cache, build("headinfer"), prompt(300))
+    step(there, 1), step(away, 1)
+    before, disk = cache.ledger.current, cache.tiers.disk
+    assert disk is not None
+    on_disk = disk.used
+    cache.recount()
+    assert cache.ledger.current == before == cache.tiers.arena.used and disk.used == on_disk
+    assert np.array_equal(step(away, 2), step(there, 2))
 
 
 @native

@@ -27,6 +27,7 @@ LENGTH = 1600  # tokens, which are bytes here: questions, sentences and document
 TINY = dataclasses.replace(SHORT, items=8, tokens=512, answers=2, rounds=2)
 SMALL: dict[str, dict[str, Any]] = {
     "amp": {"STEPS": 1, "SEQUENCES": 2, "TOKENS": 16, "DECODED": 4},
+    "gemfilter": {"LONG": 512},
     "ggd": {"LEARNED": -100.0, "STEPS": {}, "LONGER": 2, "LENGTH": 16, "HELD_OUT": 2},
     "compactifai": {"STEPS": 1, "SEQUENCES": 4, "TOKENS": 16},
     "kivi": {"BATCH": 512},
@@ -97,6 +98,10 @@ def random_weights_will_do(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None
             monkeypatch.setattr(module, guard, lambda full: "", raising=False)
 
 
+HELD = ("amp", "any-precision", "llm-int8", "rtn", "xtc")
+"""Claims on weights with a control that must lose and one that must hold."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", claims.names())
 def test_a_claim_measures_what_it_names(
@@ -114,6 +119,11 @@ def test_a_claim_measures_what_it_names(
     if name != "fastgen" and name in registry.names("cache"):
         assert any(name in tables for tables in context.ran) or name == "scbench"
         assert any("random-eviction" in tables for tables in context.ran) or name == "headinfer", "it evicts nothing"
+    if name in registry.names("prompt"):
+        assert any(name in tables for tables in context.ran)
+        assert any("random-tokens" in tables or "random-eviction" in tables for tables in context.ran)
+    if name in HELD and measurement.controls:
+        assert {control.must for control in measurement.controls} >= {"lose", "hold"}
     for part in (measurement.headline, *measurement.parts, *measurement.gates):
         assert any(letter.isalpha() for letter in part.told())
 

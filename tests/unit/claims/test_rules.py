@@ -165,6 +165,7 @@ def pruning(amp: float, by_weights: float) -> dict[str, Any]:
     losses: Levels = [
         ({"technique": "amp", "distil": True}, 0.1),
         ({"technique": "amp"}, amp),
+        ({"technique": "rival", "share": 0.0}, 0.0),
         ({"technique": "rival", "seed": None}, by_weights),
         ({"technique": "rival"}, 1.5),
     ]
@@ -357,8 +358,8 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         names = tuple(f"prompt {place}" for place in range(40))
         return {level: Scores((1.18 - level,) * 20 + (1.22 - level,) * 20, names, bounded=False) for level in levels}
 
-    def rival(score: MadeUpScores, seed: int | None) -> Compressed:
-        return score({"technique": "rival", "seed": seed})
+    def rival(score: MadeUpScores, chosen: amp.Rival) -> Compressed:
+        return score({"technique": "rival", "seed": chosen.seed, "share": chosen.share})
 
     longest = exactly("longer prompt", 9.0, None)
     replaced: list[tuple[Any, str, Callable[..., Any]]] = [
@@ -426,11 +427,12 @@ def test_made_up_scores_give_all_four_verdicts(name: str) -> None:
 WEIGHTS = {"amp", "awq", "gptq", "hqq", "llm-int8", "lora-ft", "maskllm", "rtn", "sparsegpt", "squeezellm", "vptq"}
 WEIGHTS |= {"compactifai", "smoothquant-plus", "zeroquant"}
 OTHER_KINDS = {"any-precision", "ggd", "iss", "marlin", "milo", "nxmiformer", "puzzlemoe", "xtc"}
-OTHER_KINDS |= {"headinfer", "lookahead-pain", "speculative"}
+OTHER_KINDS |= {"gemfilter", "speckv", "specpc"}
+OTHER_KINDS |= {"gumbel-counterfactual", "headinfer", "lookahead-pain", "speculative"}
 OTHER_KINDS |= {"daedal", "dimple", "lavida"}
 """Claims judged by timings of products or strategies, by bits and bytes of a run, on a mixture of experts, on a model
-that fills in masks or on trainings of their own: MadeUp has none. The headlines of XTC and NxMiFormer need a score that
-nobody has here: they are never testable.
+that fills in masks, on prompts or on answers and trainings of their own: MadeUp has none. The headlines of XTC and
+NxMiFormer need a score that nobody has here: they are never testable.
 """
 BUDGETED = sorted(set(CASES) - WEIGHTS - {"quest", "minikv", "kivi", "fastgen", "streaming", "scbench", "h2o"})
 """Claims about answers from a cache of which a part was evicted."""
@@ -565,7 +567,7 @@ def test_a_part_of_the_layers_is_not_held_to_what_all_may_lose(monkeypatch: pyte
     assert dense().bar.value == -maskllm.RISE
 
 
-@pytest.mark.parametrize("name", ["maskllm", "sparsegpt", "squeezellm", "vptq"])
+@pytest.mark.parametrize("name", ["llm-int8", "maskllm", "rtn", "sparsegpt", "squeezellm", "vptq"])
 def test_8_bits_that_lose_much_void_a_claim_on_weights(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class SpoiltByEightBits(MadeUpScores):
         def __call__(self, *tables: dict[str, Any], calibration: object = None) -> Compressed:
@@ -575,9 +577,17 @@ def test_8_bits_that_lose_much_void_a_claim_on_weights(name: str, monkeypatch: p
 
     whole = claims.load(name).measure(CASES[name].made({})).controls
     assert {control.must for control in whole} >= {"lose", "hold"}
-    monkeypatch.setattr(import_module(f"thrifty.claims.{name}"), "WeightScores", SpoiltByEightBits)
+    monkeypatch.setattr(import_module(f"thrifty.claims.{name.replace('-', '_')}"), "WeightScores", SpoiltByEightBits)
     controls = claims.load(name).measure(CASES[name].made({})).controls
     assert [control.must for control in controls if control.contradicts] == ["hold"]
+
+
+def test_a_cut_that_leaves_nothing_out_must_hold() -> None:
+    case = CASES["amp"].made({})
+    assert {control.must for control in claims.load("amp").measure(case).controls} == {"lose", "hold"}
+    spoilt = CASES["amp"].made({"losses": [({"technique": "rival", "share": 0.0}, 0.5), *pruning(0.3, 0.5)["losses"]]})
+    controls = claims.load("amp").measure(spoilt).controls
+    assert [control.name for control in controls if control.contradicts] == ["cut, with nothing left out"]
 
 
 def test_what_amps_recovery_does_otherwise_is_told() -> None:

@@ -179,3 +179,37 @@ def test_a_compressed_model_is_exported(thrifty: Callable[..., Any], compressed:
     path.write_text('[[weights]]\ntechnique = "rtn"\nsymmetric = true\n')
     assert thrifty(*words).code == 0 and load(tmp_path / "awq").linears["layers.0.mlp.up"].label == "int4-g32"
     assert "give one of --gguf, --gptq and --awq" in thrifty("export", compressed, "-o", tmp_path / "x").message
+
+
+def test_eval_says_what_a_compressed_folder_has_been_through(thrifty: Callable[..., Any], compressed: Path) -> None:
+    run = ("--tasks", "kl:scored=8", "--items", 2, "--length", 400, "--threads", 1)
+    found = thrifty("eval", compressed, *run)
+    assert found.code == 0, found.message
+    told = found.json()
+    bits = told["baseline"]["bits_per_weight"]
+    assert told["baseline"]["techniques"] == [{"technique": "rtn"}]
+    assert bits == pytest.approx(json.loads((compressed / "report.json").read_text())["totals"]["bits_per_weight"])
+    shown = " ".join(found.out.split())
+    assert "uncompressed" not in shown and f"rtn, {bits:.3f} bits per weight, 400 tokens" in shown
+    assert told["weights"] == f"of a compressed model: rtn, {bits:.3f} bits per weight"
+
+
+def test_eval_tells_a_recipe_on_top_of_a_compressed_folder(
+    thrifty: Callable[..., Any], compressed: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "kivi.toml"
+    path.write_text('[[cache]]\ntechnique = "kivi"\nbits = 2\n')
+    found = thrifty("eval", compressed, "-r", path, "--tasks", "kl:scored=8", "--items", 2, "--length", 400)
+    assert found.code == 0, found.message
+    shown = " ".join(found.out.split())
+    assert "bits per weight, then kivi(bits=2)" in shown and "uncompressed" not in shown
+
+
+def test_a_chain_says_both_errors(thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "chain.toml"
+    path.write_text('[[weights]]\ntechnique = "rtn"\nbits = 2\n[[weights]]\ntechnique = "rtn"\nbits = 8\n')
+    found = thrifty("compress", checkpoint, "--recipe", path, "-o", tmp_path / "chain")
+    totals = json.loads((tmp_path / "chain" / "report.json").read_text())["totals"]
+    last, original = totals["layers_error"], totals["layers_error_from_original"]
+    shown = " ".join(found.out.split())
+    assert f"error {last:.4f} by the last technique, {original:.4f} from the weights given" in shown

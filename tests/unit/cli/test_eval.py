@@ -51,7 +51,7 @@ def test_a_task_that_the_model_cannot_do_is_undefined(
     found = thrifty("eval", checkpoint, "-r", recipe, "--tasks", "recall", *RUN)
     (row,) = found.json()["tasks"]
     assert row["baseline"]["value"] == 0 and row["recovery"] is None, "random weights recall nothing"
-    assert "undefined: the uncompressed model scores 0" in found.out
+    assert "undefined: the baseline scores 0" in found.out
 
 
 def test_without_a_recipe_only_the_model_is_scored(thrifty: Callable[..., Any], checkpoint: Path) -> None:

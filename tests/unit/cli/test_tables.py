@@ -165,17 +165,18 @@ def test_eval(drawn: list[Drawn], width: int, capsys: pytest.CaptureFixture[str]
             "baseline": interval(0.75),
             "score": interval(0.5),
             "recovery": None if task == "choice" else interval(0.6667),
-            "undefined": "undefined: the uncompressed model scores 0" if task == "choice" else None,
+            "undefined": "undefined: the baseline scores 0" if task == "choice" else None,
             "beside": {"kl": 12.3456, "top-1": 0.9, "nll": 5.4321},
             "beside_baseline": {"kl": 0.0, "top-1": 1.0, "nll": 5.4},
         }
         for task in ("recall-many:keys=12,mode=aware", "choice", "perplexity")
     ]
     document = {"model": "m", "recipe": "kivi", "length": 512, "seed": 0, "weights": "as shipped", "tasks": rows}
+    document["baseline"] = {"label": "uncompressed", "techniques": [], "bits_per_weight": 16.0}
     eval_table.show(document)
     text = capsys.readouterr().out
     check(text, drawn, width)
-    assert "choice: recovery is undefined: the uncompressed model scores 0" in " ".join(text.split())
+    assert "choice: recovery is undefined: the baseline scores 0" in " ".join(text.split())
 
 
 def test_eval_protocol(drawn: list[Drawn], width: int, capsys: pytest.CaptureFixture[str]) -> None:

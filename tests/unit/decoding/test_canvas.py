@@ -16,6 +16,7 @@ from thrifty.decoding.sampling import Choice, Sampler
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.decoding.scores import ArrayScores
 from thrifty.decoding.services import ModelFacts, Services
+from thrifty.decoding.step_costs import StepCosts
 from thrifty.decoding.strategies.daedal import FILLING, GROWING, Daedal, end_confidence
 from thrifty.decoding.strategies.dimple import Dimple, scheduled
 from thrifty.decoding.strategies.lavida import Lavida, shifted_counts
@@ -236,7 +237,7 @@ class Going:
 @pytest.mark.parametrize("strategy", [Dimple(length=9), Lavida(length=9), Daedal(initial=5, length=9)])
 def test_a_drafter_commits_a_full_canvas_and_no_other(strategy: DenoisingStrategy) -> None:
     going, facts = Going(sampler()), FACTS
-    drafter = strategy.open(Services(facts, going.sampler, {}))
+    drafter = strategy.open(Services(facts, going.sampler, {}, StepCosts()))
     for passes in range(30):
         draft = drafter.propose(going)
         assert draft.both_ways and draft == drafter.propose(going)
@@ -256,7 +257,7 @@ def test_a_drafter_commits_a_full_canvas_and_no_other(strategy: DenoisingStrateg
 def test_an_answer_ends_at_its_first_end_token() -> None:
     strategy = Dimple(length=6, threshold=0.5)
     going = Going(sampler())
-    drafter = strategy.open(Services(FACTS, going.sampler, {}))
+    drafter = strategy.open(Services(FACTS, going.sampler, {}, StepCosts()))
     logits = certain(6, {0: 7, 1: 8, 2: END, 3: 9, 4: END, 5: END})
     accepted = drafter.accept(going, drafter.propose(going), ArrayScores(logits))
     drafter.go_on(accepted.unfinished)
@@ -267,7 +268,7 @@ def test_an_answer_ends_at_its_first_end_token() -> None:
 def test_a_canvas_that_the_engine_cuts_stays_cut() -> None:
     strategy = Daedal(initial=8, growth=4, length=20)
     going = Going(sampler())
-    drafter = strategy.open(Services(FACTS, going.sampler, {}))
+    drafter = strategy.open(Services(FACTS, going.sampler, {}, StepCosts()))
     for passes in range(20):
         draft = drafter.propose(going).within(5)
         accepted = drafter.accept(going, draft, ArrayScores(rows(len(draft.tokens), passes)))

@@ -30,3 +30,11 @@ def test_names_of_own_parts() -> None:
 def test_names_that_mean_nothing(name: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         own_draft(name)
+
+
+def test_the_roofline_says_that_it_knows_no_own_layers() -> None:
+    from thrifty.cli.commands.roofline import _draft
+    from thrifty.errors import PromptError
+
+    with pytest.raises(PromptError, match="runs parts of the model itself"):
+        _draft("layers:0-1", None, 10, 1)  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ with drafts, in sessions, under pressure and when they are cancelled.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -75,6 +76,18 @@ def test_a_prefix_hit_and_a_session_go_on_from_the_disk(packed: Model, make_engi
         second = [*prompt, *first, *text_tokens(70, 8)]
         said[name] = [first, answer(engine, second, cache, session=name)]
     assert said["disk"] == said["memory"]
+
+
+def test_a_session_goes_through_a_file(packed: Model, make_engine: Any, tmp_path: Path) -> None:
+    engine, prompt = make_engine(packed, prefix_tree=False), text_tokens(300, 6)
+    first = answer(engine, prompt, HEADINFER, session="kept")
+    engine.sessions.save("kept", tmp_path)
+    second = [*prompt, *first, *text_tokens(70, 8)]
+    expected = answer(engine, second, HEADINFER, session="kept")
+    other = make_engine(packed, prefix_tree=False)
+    other.sessions.restore("kept", tmp_path)
+    assert answer(other, second, HEADINFER, session="kept") == expected
+    assert other.usage().disk_written > 0
 
 
 def test_who_is_cancelled_leaves_nothing_on_disk(packed: Model, make_engine: Any) -> None:

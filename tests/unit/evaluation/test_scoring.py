@@ -101,7 +101,7 @@ def test_few_items_have_wide_intervals_and_one_says_nothing() -> None:
 def test_what_the_baseline_cannot_do_has_no_recovery_and_says_so() -> None:
     assert scoring.recovery(records([1.0, 1.0]), records([0.0, 0.0])) is None
     row = scoring.summarize("t", "m", records([0.0, 0.0]), records([0.0, 1.0])).as_dict()
-    assert row["recovery"] is None and row["undefined"] == "undefined: the uncompressed model scores 0"
+    assert row["recovery"] is None and row["undefined"] == "undefined: the baseline scores 0"
     alone = scoring.summarize("t", "m", records([0.0, 0.0])).as_dict()
     assert alone["score"] is None and alone["undefined"] is None
 

@@ -20,6 +20,7 @@ from thrifty.frontier.candidates import BASE
 from thrifty.frontier.explain import why
 from thrifty.frontier.fit import Fit
 from thrifty.frontier.gentleness import gentler
+from thrifty.frontier.made_weights import COSTS, SLOW
 from thrifty.frontier.pace import Forecast, SearchPace
 from thrifty.frontier.question import Question
 from thrifty.frontier.state import SearchState
@@ -54,8 +55,8 @@ Planned = Callable[..., Fit]
 def planned(model: Model, predicted: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Planned:
     """A search that has begun, of a model that takes `step` seconds a token."""
 
-    def begin(step: float, minutes: float | None, **changes: Any) -> Fit:
-        held = SearchPace(192, 20 * step, step, 1e-9)
+    def begin(step: float, minutes: float | None, rounding: float = 1e-9, **changes: Any) -> Fit:
+        held = SearchPace(192, 20 * step, step, rounding)
         monkeypatch.setattr(pace, "measure", lambda engine, rounding: held)
         state = SearchState(None, {})
         for key, value in predicted.items():
@@ -89,6 +90,34 @@ def test_a_slower_one_has_fewer_recipes_and_then_shorter_texts(planned: Planned)
     assert plans[-1].total is not None and plans[-1].total > 600, "too slow for the time, and that is known"
     few = next(one for one in plans if one.left_out)
     assert few.sizes == plan.LEVELS[0], "recipes that cannot be the best go before texts are cut"
+
+
+def test_weights_that_take_too_long_to_make_are_left_out_and_counted(planned: Planned) -> None:
+    """The slowest to make go first; rounding stays whatever its pace, and so does what was asked for."""
+    fits = [planned(1e-5, 10.0, rounding) for rounding in (1e-9, 1e-5)]
+    every = fits[0].candidates
+    assert made(fits[0]).slow == 0 == made(planned(1e-5, None, 1.0)).slow, "without a limit all are measured"
+    assert fits[1].dropped()["slow"] == made(fits[1]).slow > 0
+    assert made(fits[0]).making > 0
+
+    def kept(limit: float, pinned: frozenset[str] = frozenset()) -> list[set[str]]:
+        forecast = fits[1].workshop.forecast(every)
+        chosen = plan.affordable(fits[1].question, every, forecast, pinned, limit)
+        return [{str(table["technique"]) for table in one.recipe.weights} for one in chosen]
+
+    quick = {name for name, cost in COSTS.items() if cost <= SLOW} | {"rtn"}
+    none = set().union(*kept(0.0))
+    assert none == quick and set().union(*kept(1e9)) == {*COSTS, "rtn"}
+    hqq = [one for one in every if "hqq" in str(one.recipe.weights)]
+    some = 1.01 * plan.making_seconds(fits[1].question, hqq, fits[1].workshop.forecast(every))
+    assert set().union(*kept(some)) == quick | {"hqq"}, "the next slower one would take more"
+    slowest = next(one for one in every if "vptq" in str(one.recipe.weights))
+    assert any("vptq" in names for names in kept(0.0, frozenset({slowest.key})))
+
+
+def made(fit: Fit) -> plan.Plan:
+    assert fit.plan is not None
+    return fit.plan
 
 
 def test_what_is_left_out_has_a_gentler_one_in_the_plan(planned: Planned) -> None:

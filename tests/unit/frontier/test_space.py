@@ -6,6 +6,7 @@ import pytest
 
 from thrifty.cache.composition import check_order
 from thrifty.frontier.candidates import Candidate, Grid, grouped, of_recipe
+from thrifty.frontier.made_weights import COSTS, MADE, SLOW, is_slow, making
 from thrifty.frontier.space import BUDGETS, SHARES, off_grid, shortened, space
 from thrifty.recipe import Recipe
 
@@ -16,7 +17,7 @@ def test_there_are_at_least_sixty_with_all_the_day_one_techniques(prefix: int) -
     candidates = space(prefix)
     assert len({one.key for one in candidates}) == len(candidates) >= 60
     used = {table["technique"] for one in candidates for table in [*one.recipe.weights, *one.recipe.cache]}
-    assert {"rtn", "kivi", *BUDGETS, *SHARES} == used
+    assert {"rtn", *(table["technique"] for table in MADE), "kivi", *BUDGETS, *SHARES} == used
     for bits in (2, 4, 8):
         assert any({"technique": "kivi", "bits": bits} in one.recipe.cache for one in candidates)
     for one in candidates:
@@ -91,3 +92,20 @@ def test_what_knows_shares_alone_is_the_same_for_a_short_run() -> None:
             ]
     headkv = of_recipe(Recipe(cache=[{"technique": "headkv", "capacity": 1024}]))
     assert shortened(headkv, 0.25).recipe.cache == [{"technique": "headkv", "capacity": 256}]
+
+
+def test_every_technique_without_training_is_tried_with_caches_and_a_narrow_output_matrix() -> None:
+    groups = [group for group in grouped(space(3774)) if group[0].recipe.weights]
+    for table in MADE:
+        own = [group for group in groups if group[0].recipe.weights[0] == table]
+        assert own and all({one.compresses_cache for one in group} == {True, False} for group in own)
+        narrow = [group for group in own if len(group[0].recipe.weights) == 2]
+        assert len(narrow) == (0 if table["technique"] == "llm-int8" or table == {"technique": "zeroquant"} else 1)
+        assert table["technique"] in COSTS
+
+
+def test_making_weights_costs_what_its_techniques_cost() -> None:
+    assert making([{"technique": "rtn"}]) == 1.0
+    assert making([{"technique": "gptq"}, {"technique": "rtn"}]) == COSTS["gptq"] + 1.0
+    assert is_slow([{"technique": "rtn"}, {"technique": "gptq"}]) == (COSTS["gptq"] > SLOW)
+    assert not is_slow([{"technique": "rtn"}])

@@ -268,3 +268,25 @@ def test_words_of_zero_points_are_packed(tmp_path: Path) -> None:
     )
     with pytest.raises(CheckpointError, match="weight_zero_point' has shape .*expected"):
         open_changed(tmp_path, name, unpack)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_zero_of_0_in_a_file_of_version_1_is_what_its_writer_meant(bits: int) -> None:
+    """GPTQModel takes 1 from all codes of a word as one number (convert_gptq_v2_to_v1_format): a 0 borrows."""
+    from thrifty.models.export.integers import IntegerLinear, gptq_tensors
+    from thrifty.models.quantised.integers import GPTQ
+
+    random = np.random.default_rng(bits)
+    zeros = random.integers(0, 1 << bits, (2, 32), np.uint8)
+    zeros[0, :5], zeros[1, 31] = 0, 0
+    codes, scales = random.integers(0, 1 << bits, (64, 32), np.uint8), random.random((2, 32)).astype(np.float16)
+    written = {
+        version: dict(gptq_tensors(IntegerLinear(codes, zeros, scales, bits), 32, version)) for version in (1, 2)
+    }
+    constant = int("1" * 8, 16) if bits == 4 else 0x01010101
+    for before, after in zip(written[2]["qzeros"].flat, written[1]["qzeros"].flat, strict=True):
+        assert (int(before) - constant) & 0xFFFFFFFF == int(after) & 0xFFFFFFFF
+    for version in (1, 2):
+        read = GPTQ(bits, 32, version).read(written[version], 32, 64)
+        assert read.zeros is not None and np.array_equal(read.zeros, zeros.T)
+        assert np.array_equal(read.codes, codes.T)

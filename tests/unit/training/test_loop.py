@@ -139,6 +139,25 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     assert train(again, loss, plan, checkpoint=checkpoint) == []  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("plan", "saved"),
+    [
+        (Plan(5, 0.1, save=2), [0, 2, 2, 4, 5]),
+        (Plan(5, 0.1, save=100, save_seconds=0.0), [1, 2, 3, 4, 5]),
+        (Plan(5, 0.1, save=100), [0, 0, 0, 0, 5]),
+    ],
+)
+def test_progress_tells_the_steps_that_a_kill_cannot_take(plan: Plan, saved: list[int], tmp_path: Path) -> None:
+    """Slow steps are kept by the clock, whatever their number."""
+    parameter, told = nn.Parameter(torch.ones(2)), list[Progress]()
+    kept = Checkpoint(tmp_path / "state", "run")
+    train({"x": parameter}, lambda step: parameter.square().sum(), plan, checkpoint=kept, say=told.append)
+    assert [progress.saved for progress in told] == saved
+    alone = list[Progress]()
+    train({"x": parameter}, lambda step: parameter.square().sum(), plan, say=alone.append)
+    assert [progress.saved for progress in alone] == [0] * 5
+
+
 def test_a_state_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     parameters, loss = bowl()
     path = tmp_path / "state.safetensors"

@@ -570,3 +570,40 @@ def test_the_folder_answers_as_the_model_in_memory_does(tmp_path: Path, tied: bo
         with Thrifty(each) as thrifty:
             tokens.append(thrifty.generate([5, 9, 30, 7], max_tokens=12).token_ids)
     assert tokens[0] == tokens[1]
+
+
+def distance(before: Model, after: Model, names: Iterable[str]) -> float:
+    """Root-mean-square of the relative errors, each by its weights, over whole matrices."""
+    total = weights = 0.0
+    for name in names:
+        reference = before.linears[name].dequantize().astype(np.float64)
+        error = np.linalg.norm(after.linears[name].dequantize() - reference) / np.linalg.norm(reference)
+        total, weights = total + reference.size * error**2, weights + reference.size
+    return float((total / weights) ** 0.5)
+
+
+def test_a_chain_tells_its_error_from_the_original_too(checkpoint: Path, tmp_path: Path) -> None:
+    chain = Recipe(weights=[{"technique": "rtn", "bits": 2}, {"technique": "rtn", "bits": 8}])
+    told = compress(load(checkpoint), chain, tmp_path / "out")["totals"]
+    single = prepare(load(checkpoint), chain.techniques("weights")[:1])
+    made, names = load(tmp_path / "out"), [name for name in single.linears if name.startswith("layers.")]
+    assert told["layers_error"] == pytest.approx(distance(single, made, names), rel=1e-6)
+    assert told["layers_error_from_original"] == pytest.approx(distance(load(checkpoint), made, names), rel=1e-6)
+    assert told["layers_error_from_original"] > 20 * told["layers_error"] > 0
+    outside = json.loads((tmp_path / "out" / "report.json").read_text())["tensors"]
+    assert [entry["error_from_original"] for entry in outside if entry["name"] == "embedding"] == [0.0]
+
+
+def test_a_factor_that_moved_is_no_error_from_the_original(checkpoint: Path, tmp_path: Path) -> None:
+    """Halving every channel on one side and doubling it on the other changes nothing; rounding it behind does."""
+    rtn = RECIPE.techniques("weights")
+    moved = compress(load(checkpoint), several(Halving()), tmp_path / "moved")["totals"]
+    assert moved["layers_error_from_original"] < 1e-6
+    chain = compress(load(checkpoint), several(Halving(), *rtn), tmp_path / "chain")["totals"]
+    plain = compress(load(checkpoint), several(*rtn), tmp_path / "plain")["totals"]
+    assert chain["layers_error_from_original"] == pytest.approx(plain["layers_error"], rel=0.02)
+
+
+def test_what_is_left_of_a_cut_model_has_no_original(checkpoint: Path, tmp_path: Path) -> None:
+    told = compress(load(checkpoint), several(LastLayer(), *RECIPE.techniques("weights")), tmp_path / "out")["totals"]
+    assert told["layers_error"] > 0 and told["layers_error_from_original"] is None

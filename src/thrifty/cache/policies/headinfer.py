@@ -36,6 +36,10 @@ CARD = Card(
             "the paper groups heads by the length of the context (one group up to 500K tokens, 8 at 4M); here the "
             "size of a group is an option of its own"
         ),
+        (
+            "a second prompt of one sequence begins a page of its own in models with sliding-window layers: the same "
+            "slots, summed in another order than in the full cache"
+        ),
         "new tokens stay in memory in pages of 64, of all heads; the paper writes each token's heads back at once",
         "a decode step reads the whole cache from the disk: its bandwidth bounds the speed",
         (
@@ -46,6 +50,10 @@ CARD = Card(
             "the official code has single heads alone and growing, pageable buffers; this follows the paper: two "
             "buffers, made once for a length"
         ),
+        (
+            "the abstract was read; what is said of groups by length and of the official code is from notes of both, "
+            "and the paper's section numbers were not checked"
+        ),
     ),
 )
 
@@ -53,8 +61,10 @@ CARD = Card(
 @technique(stage="cache", card=CARD)
 @dataclass(frozen=True, kw_only=True)
 class Headinfer(CachePolicy):
-    """heads: KV heads of a group, which are read together (§3.2: more heads are larger reads and larger buffers; a
-    number beyond the model's means whole layers). Output is that of the same recipe without it, to the bit.
+    """heads: KV heads of a group, which are read together (adaptive head grouping: more heads are larger reads and
+    larger buffers; a number beyond the model's means whole layers).
+
+    Output is that of the same recipe without it, to the bit.
     """
 
     heads: int = 1
@@ -76,7 +86,7 @@ class Headinfer(CachePolicy):
             raise RecipeError("headinfer: every layer of this model has a sliding window or a state: nothing is moved")
 
     def after_prefill(self, layer: LayerInfo, kv: LayerView, stats: Stats) -> Edits:
-        """All of a layer that is complete leaves memory (§3.1)."""
+        """All of a layer that is complete leaves memory (head-wise offloading)."""
         return Edits().move(0, None, "disk", layer=layer.index)
 
     def after_decode(self, layers: list[LayerView], stats: list[Stats]) -> Edits:

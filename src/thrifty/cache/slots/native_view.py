@@ -199,7 +199,7 @@ class NativeView:
             self.drop()  # it may read the bytes that went
             return
         segment, source = span.segment, span.layer(layer)
-        form, bias = FORMATS.index(segment.format), _bias_rows(segment, source)
+        form, bias = FORMATS.index(segment.format), span.bias_rows(layer)
         for row, (head, slab) in enumerate(zip(segment.heads, segment.slabs([source]), strict=True)):
             own = None if bias is None else bias[row]
             self.view.exchange(layer, head, index, slab, segment.capacity, form, own)
@@ -271,12 +271,12 @@ class NativeView:
         if layer in self._spans.selected:
             self._push_selected(view, layer)
         elif self._streaming is not None and self._groups.get(layer):
-            self._push_streamed(view, layer, self._streaming, self._groups[layer])
+            self._streaming.push(view, layer, spans, self._groups[layer])
         else:
             for span in spans:
                 segment, source = span.segment, span.layer(layer)
                 slabs, form = self._slabs(segment, source), FORMATS.index(segment.format)
-                bias = _bias_rows(segment, source)
+                bias = span.bias_rows(layer)
                 view.push_heads(layer, segment.heads, slabs, span.tokens, segment.capacity, form, bias, True)
         for segment, tokens in self._open_rows.pages(layer):
             _push_open(view, layer, segment, tokens)
@@ -298,20 +298,6 @@ class NativeView:
                 slab = self._slabs(segment, span.layer(layer))[segment.heads.index(head)]
                 form = FORMATS.index(segment.format)
                 view.push(layer, head, slab, span.tokens, segment.capacity, form, own, True)
-
-    def _push_streamed(self, view: Any, layer: int, streaming: Streaming, groups: list[Group]) -> None:
-        """The spans of a layer of which some lie on disk: these in the buffers, which steps fill."""
-        for number, span in enumerate(self._spans[layer]):
-            segment, source = span.segment, span.layer(layer)
-            bias, form, owner = _bias_rows(segment, source), FORMATS.index(segment.format), segment.owner
-            for row, head in enumerate(segment.heads):
-                if owner.run is not None:
-                    slab = owner.slab(source, head)
-                else:
-                    slab = streaming.slab(layer, groups, number, head, owner.slab_bytes)
-                own = None if bias is None else bias[row]
-                view.push(layer, head, slab, span.tokens, segment.capacity, form, own, True)
-        streaming.push(view, layer, groups)
 
     def _selected_biases(self, layer: int) -> list[Floats]:
         """By KV head fp32 [places], charged until the view goes."""
@@ -347,11 +333,6 @@ class NativeView:
         if owner not in self._copies:
             self._copies[owner] = owner.copy_in_memory(self._reservation)
         return self._copies[owner].slabs([layer])
-
-
-def _bias_rows(segment: Segment, layer: int) -> Floats | None:
-    """fp32 [heads, capacity] of one layer, None where there is no bias."""
-    return None if segment.bias is None else segment.bias[segment.layers.index(layer)]
 
 
 def _push_open(view: Any, layer: int, segment: Segment, tokens: int) -> None:

@@ -112,7 +112,7 @@ class Segment:
     def put(self, layer: int, slabs: Bytes) -> None:
         """Fill one layer of a page on disk: uint8 [heads, slab_bytes], contiguous. Raises StorageError."""
         assert self.extent is not None, "only a page on disk is filled this way"
-        offset = self._place(layer, self.heads[0]) * self.slab_bytes
+        offset = self.place(layer, self.heads[0]) * self.slab_bytes
         self.tiers.require_disk().put(self.extent, slabs.reshape(-1), offset)
 
     def with_holes(self, layer: int, live: Sequence[Integers], tokens: int) -> Segment:
@@ -182,7 +182,7 @@ class Segment:
         """uint8 [slab_bytes] of one layer and head: shared memory, or a copy read from disk."""
         if self.parent is not None:
             return self.parent.slab(layer, head)
-        place = self._place(layer, head)
+        place = self.place(layer, head)
         if self.run is not None:
             return self.run.pieces[place]
         copy = np.empty(self.slab_bytes, np.uint8)
@@ -201,7 +201,7 @@ class Segment:
         if owner.run is None and owner.extent is not None and rows == owner.heads and len(which) == 1:
             copy = np.empty((len(rows), owner.slab_bytes), np.uint8)
             owner.tiers.require_disk().read(
-                owner.extent, copy.reshape(-1), owner._place(which[0], rows[0]) * owner.slab_bytes
+                owner.extent, copy.reshape(-1), owner.place(which[0], rows[0]) * owner.slab_bytes
             )
             return copy
         if owner.run is None:
@@ -220,13 +220,6 @@ class Segment:
         if rows != owner.heads:
             every = every[:, [owner.heads.index(head) for head in rows]]
         return every.reshape(len(which) * len(rows), -1)
-
-    def on_disk_at(self, layer: int, head: int) -> int:
-        """Where the slab of one layer and head begins in the disk tier's file. Only of a segment on disk."""
-        owner = self.owner
-        if owner.extent is None:
-            raise RuntimeError("a segment in memory has no place on disk")
-        return owner.extent.start + owner._place(layer, head) * owner.slab_bytes
 
     def read(self, layer: int, head: int, count: int | None = None) -> Contents:
         """The first `count` tokens (default all) of one layer and head.
@@ -340,7 +333,7 @@ class Segment:
         page = self.capacity == kv.PAGE and not self.quantised
         return self.tiers.allocate(pieces, self.slab_bytes, self.category, self.reservation, striped=page)
 
-    def _place(self, layer: int, head: int) -> int:
+    def place(self, layer: int, head: int) -> int:
         """The number of a slab's piece."""
         return self.layers.index(layer) * len(self.heads) + self.heads.index(head)
 

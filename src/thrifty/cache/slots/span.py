@@ -44,6 +44,11 @@ class Span:
             return np.zeros(self.tokens, np.float32)
         return bias_row(segment, segment.bias, self.layer(layer), head)[: self.tokens]
 
+    def bias_rows(self, layer: int) -> Floats | None:
+        """fp32 [heads, capacity] of one layer, None where there is no bias."""
+        segment = self.segment
+        return None if segment.bias is None else segment.bias[segment.layers.index(self.layer(layer))]
+
     def live(self, layer: int, head: int) -> Integers | None:
         """int64: the slots of one head that are not holes; None where there are no holes."""
         return np.flatnonzero(self.bias(layer, head) > -np.inf) if self.segment.holes else None

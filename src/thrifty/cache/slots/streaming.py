@@ -1,8 +1,8 @@
 """What of a sequence lies on disk and is read at every step: head group by head group, into a few buffers.
 
-HeadInfer (arXiv:2502.12574, §3) keeps one buffer for the head group that is attended to and one for the next, which
-is read meanwhile. A buffer holds a group of any layer; native code (`attention/streams.hpp`) reads into it. So what a
-sequence holds in memory is that of its longest group, as often as there are buffers.
+HeadInfer (arXiv:2502.12574, head-wise offloading) keeps one buffer for the head group that is attended to and one for
+the next, which is read meanwhile. A buffer holds a group of any layer; native code (`attention/streams.hpp`) reads
+into it. So what a sequence holds in memory is that of its longest group, as often as there are buffers.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from thrifty.arrays import Bytes
 from thrifty.cache.slots.segment import Segment
 from thrifty.cache.slots.span import Span
+from thrifty.formats.kv import FORMATS
 from thrifty.storage.disk import BLOCK
 
 if TYPE_CHECKING:
@@ -79,19 +80,23 @@ class Streaming:
             self._tiers, (0,), heads, 0, self._model.format, 0, reservation=self._reservation, slab_bytes=nbytes
         )
 
-    def push(self, view: Any, layer: int, groups: Sequence[Group]) -> None:
-        """Tell a native view what it reads, behind the layer's spans."""
+    def push(self, view: Any, layer: int, spans: Sequence[Span], groups: Sequence[Group]) -> None:
+        """Give a native view the spans of a layer of which some lie on disk: these in the buffers, which steps fill."""
+        for number, span in enumerate(spans):
+            segment, source = span.segment, span.layer(layer)
+            bias, form, owner = span.bias_rows(layer), FORMATS.index(segment.format), segment.owner
+            for row, head in enumerate(segment.heads):
+                if owner.run is not None:
+                    slab = owner.slab(source, head)
+                else:
+                    slab = self._slab(layer, groups, number, head, owner.slab_bytes)
+                own = None if bias is None else bias[row]
+                view.push(layer, head, slab, span.tokens, segment.capacity, form, own, True)
         disk = self._tiers.require_disk()
         for group in groups:
             reads = np.array(group.reads, np.int64)
             where = self._number(layer, group) % BUFFERS
             view.stream(layer, group.first, group.last, disk.descriptor, disk.direct, where, self._buffer(where), reads)
-
-    def slab(self, layer: int, groups: Sequence[Group], number: int, head: int, nbytes: int) -> Bytes:
-        """uint8 [nbytes]: where a head of a layer's span lies when its group was read."""
-        group = next(group for group in groups if group.first <= head < group.last)
-        place = group.places[number, head]
-        return self._buffer(self._number(layer, group) % BUFFERS)[place : place + nbytes]
 
     def segments(self) -> Iterator[Segment]:
         """The memory of its buffers, one reference."""
@@ -103,6 +108,12 @@ class Streaming:
         buffers, self._buffers = self._buffers, None
         if buffers is not None:
             buffers.release()
+
+    def _slab(self, layer: int, groups: Sequence[Group], number: int, head: int, nbytes: int) -> Bytes:
+        """uint8 [nbytes]: where a head of a layer's span lies when its group was read."""
+        group = next(group for group in groups if group.first <= head < group.last)
+        place = group.places[number, head]
+        return self._buffer(self._number(layer, group) % BUFFERS)[place : place + nbytes]
 
     def _number(self, layer: int, group: Group) -> int:
         """Of the group among those of all layers, in the order in which steps come to them."""
@@ -120,7 +131,9 @@ def _add(group: Group, number: int, span: Span, layer: int) -> None:
     if not own:
         return
     slab = segment.owner.slab_bytes
-    start = segment.on_disk_at(source, own[0])
+    owner = segment.owner
+    assert owner.extent is not None, "a segment in memory has no place on disk"
+    start = owner.extent.start + owner.place(source, own[0]) * slab
     first = start // BLOCK * BLOCK
     whole = -(-(start + len(own) * slab - first) // BLOCK) * BLOCK
     group.reads.append((first, whole, start + len(own) * slab - first, group.nbytes))

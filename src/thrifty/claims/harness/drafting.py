@@ -44,10 +44,12 @@ class Answer:
         return (len(self.tokens) - 1) / max(1, self.steps)
 
 
-def answer(engine: Engine, prompt: Sequence[int], decoding: Decoding, tokens: int, **sampling: Any) -> Answer:
-    """Decode an answer alone, as `Handle.result` does. Raises what the engine raises."""
-    parameters = SamplingParameters(max_tokens=tokens, ignore_eos=True, **sampling)
-    handle = engine.submit(Request(prompt=prompt, sampling=parameters, decoding=decoding))
+def answer(engine: Engine, prompt: Sequence[int], decoding: Decoding, tokens: int, salt: str = "") -> Answer:
+    """Decode an answer alone, greedily, as `Handle.result` does. salt: of those that share what is kept of answers.
+    Raises what the engine raises.
+    """
+    parameters = SamplingParameters(max_tokens=tokens, ignore_eos=True)
+    handle = engine.submit(Request(prompt=prompt, sampling=parameters, decoding=decoding, salt=salt))
     while not handle.usage.generated_tokens:
         engine.step()
     with _rows_noted(engine) as rows:
@@ -75,8 +77,8 @@ def _rows_noted(engine: Engine) -> Iterator[list[int]]:
 
 
 class Sides:
-    """Strategies that answer the same prompts, `PER_ROUND` of them a round: no prompt comes twice, so that nothing that
-    is kept of a judged answer drafts it.
+    """Strategies that answer the same prompts, `PER_ROUND` of them a round. No prompt comes twice, and a side has its
+    name as salt, so that nothing that is kept of a judged answer drafts it.
     """
 
     def __init__(self, engine: Engine, prompts: Sequence[Sequence[int]], tokens: int, **sides: Decoding) -> None:
@@ -93,7 +95,7 @@ class Sides:
         def rate() -> float:
             first = next(rounds) * PER_ROUND
             prompts = self._prompts[first : first + PER_ROUND]
-            made = [answer(self._engine, prompt, decoding, self._tokens) for prompt in prompts]
+            made = [answer(self._engine, prompt, decoding, self._tokens, name) for prompt in prompts]
             self.answers[name] += made
             return sum(len(own.tokens) - 1 for own in made) / sum(own.seconds for own in made)
 

@@ -1,4 +1,4 @@
-"""Scores under prompt programs, beside those of whole prompts: with the question last, or first.
+"""Scores under prompt programs, beside those of whole prompts, by where the question stands.
 
 Claims about them have the same controls as those about caches (see `controls`): random tokens must lose, the full
 budget must hold, the newest tokens alone are shown. With the full budget a program does not run; so what it loses where
@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from thrifty.claims.harness.context import Context
 from thrifty.claims.harness.controls import WINDOW, Control, Controlled
@@ -32,6 +32,15 @@ if TYPE_CHECKING:
     from thrifty.engine.engine import Engine
     from thrifty.engine.request import Handle, Listener, Usage
 
+Place = Literal["end", "last", "first"]
+QUESTIONS: Mapping[Place, tuple[str, Mapping[str, Any]]] = {
+    "end": ("recall", {"mode": "aware"}),
+    "last": ("recall-asked", {"place": "last"}),
+    "first": ("recall-asked", {"place": "first"}),
+}
+"""The task and its options by where the question stands. end: it ends the prompt, so that the last token is its own.
+last, first: the prompt is the user's whole turn, to where the answer begins, the question behind the prose or before.
+"""
 DRAFTS: Mapping[str, str] = {"qwen2.5-coder-1.5b": "qwen2.5-coder-0.5b"}
 NEAR_FULL = 0.98
 """The share of a prompt that is next to all of it."""
@@ -60,11 +69,12 @@ def draft_of(context: Context) -> Draft:
 class Prompting:
     """A model's answers about texts of `length` tokens, one question each, as many as the budget has items.
 
-    draft: the model that programs may draft with. Use as a context: it closes its engine.
+    draft: the model that programs may draft with. place: where the question stands, unless a call says otherwise. Use
+    as a context: it closes its engine.
     """
 
-    def __init__(self, context: Context, length: int, draft: Draft | None = None) -> None:
-        self.length = length
+    def __init__(self, context: Context, length: int, draft: Draft | None = None, place: Place = "last") -> None:
+        self.length, self.place = length, place
         self._context, self._draft = context, draft
         self._scores: dict[str, Scores] = {}
 
@@ -79,15 +89,17 @@ class Prompting:
             options |= {"drafts": (self._draft.name,), "load_draft": self._draft.load}
         return self._context.fresh(self._context.model, **options)
 
-    def __call__(self, programs: Tables, cache: Tables = (), *, first: bool = False, insist: bool = True) -> Scores:
-        """The scores under tables of programs and of cache techniques. first: the question stands before the text.
-        insist: raise MeasurementError where programs claim to leave something out, and nothing was.
+    def __call__(
+        self, programs: Tables, cache: Tables = (), *, place: Place | None = None, insist: bool = True
+    ) -> Scores:
+        """The scores under tables of programs and of cache techniques. insist: raise MeasurementError where programs
+        claim to leave something out, and nothing was.
         """
-        tables = [*map(dict, programs), *map(dict, cache)]
-        key = json.dumps([first, *tables], sort_keys=True)
+        tables, asked = [*map(dict, programs), *map(dict, cache)], place or self.place
+        key = json.dumps([asked, *tables], sort_keys=True)
         if key not in self._scores:
             self._context.ran[str(tables)] = None
-            self._scores[key] = self._run(programs, list(cache), first, insist)
+            self._scores[key] = self._run(programs, list(cache), asked, insist)
         return self._scores[key]
 
     def seconds(self, programs: Tables, cache: Tables = (), length: int | None = None) -> float:
@@ -110,7 +122,7 @@ class Prompting:
             engine.close()
 
     def controlled(self, full: Scores, ours: Scores, table: Mapping[str, Any]) -> Controlled:
-        """The controls with the question last. table: the program's."""
+        """The controls. table: the program's."""
         capacity = int(table["capacity"])
         random = self([{"technique": "random-tokens", "capacity": capacity, "last": min(WINDOW, capacity // 2)}])
         newest = self([{"technique": "random-tokens", "capacity": capacity, "first": 0, "last": capacity}])
@@ -150,15 +162,17 @@ class Prompting:
             engine.step()
         return handle
 
-    def _run(self, programs: Tables, cache: Tables, first: bool, insist: bool) -> Scores:
+    def _run(self, programs: Tables, cache: Tables, place: Place, insist: bool) -> Scores:
         programmed, context = ProgrammedEngine(self.engine, programs), self._context
         under = _Under(context.model, context.name, budget=context.budget, seed=context.seed, say=context.say)
         under.__dict__["engine"] = cast("Engine", programmed)  # closed here, not there
         names = " → ".join(str(table["technique"]) for table in [*programs, *cache]) or "the whole prompt"
-        context.say(f"answers, {'question first' if first else 'question last'}, {names}")
-        task = "recall-asked-first" if first else "recall"
-        items = context.budget.items
-        scores = under.task(task, cache, items=items, length=self.length, mode="aware", insist=bool(cache) and insist)
+        context.say(f"answers, question at the {place}, {names}")
+        task, options = QUESTIONS[place]
+        insisting = bool(cache) and insist
+        scores = under.task(
+            task, cache, items=context.budget.items, length=self.length, insist=insisting, **dict(options)
+        )
         if programs and insist and all(used.kept_tokens == used.prompt_tokens for used in programmed.used):
             raise MeasurementError(nothing_compressed(self.length, programs))
         return scores

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from thrifty.cli.shared import format_list, opening, options, output
-from thrifty.cli.shared.progress import Steps, progress
 from thrifty.cli.shared.quantities import parse_bytes
 from thrifty.cli.shared.ticker import seconds
 
 if TYPE_CHECKING:
     from thrifty.models.model import Model
     from thrifty.weights.calibration import CalibrationSet
-    from thrifty.weights.compressing.pipeline import Watch
 
 EXAMPLE = "thrifty compress smollm2-135m --recipe recipe.toml -o smollm2-4bit"
 
@@ -105,11 +102,12 @@ def command(
         return
     if model is None or recipe is None or out is None:
         raise typer.BadParameter("give MODEL, --recipe FILE and -o DIR, or --list-formats")
+    from thrifty.cli.shared.compressing import Work
     from thrifty.weights.compressing.pipeline import compress
 
     chosen = opening.read_recipe(recipe)
     loaded = _loaded(model, threads, not no_copy)
-    with _watching(model) as watch:
+    with Work(model) as work:
         report = compress(
             loaded,
             chosen,
@@ -118,7 +116,8 @@ def command(
             calibration=_calibration(loaded, calibration, calibration_sequences, calibration_tokens),
             force=force,
             memory=memory,
-            watch=watch,
+            watch=work.show,
+            tell=work.tell,
         )
     if as_json:
         output.json_line({"path": str(out), **report})
@@ -160,37 +159,24 @@ def _is_path(given: Path) -> bool:
     return len(str(given)) < 256 and "\n" not in str(given) and given.suffix[1:].isalpha()
 
 
-@contextmanager
-def _watching(model: str) -> Iterator[Watch]:
-    """How far the work is, on standard error."""
-    with ExitStack() as stack:
-        stack.push(_say_kept)
-        bars: list[Steps] = []
-
-        def show(done: int, total: int) -> None:
-            if not bars:
-                bars.append(stack.enter_context(progress(f"compressing {model}", total)))
-            if done:
-                bars[0].total = total
-                bars[0].advance()
-
-        yield show
-
-
-def _say_kept(kind: object, *_: object) -> None:
-    """Where Ctrl-C ends the work: what becomes of it."""
-    if kind is KeyboardInterrupt:
-        output.note("stopped: what is done is kept, and the same command goes on from there")
-
-
 def _show(out: Path, report: Mapping[str, Any], has_more: bool) -> None:
     totals, run = report["totals"], report["run"]
     output.say(
         f"{out}: {output.megabytes(totals['bytes'])}, {totals['bits_per_weight']:.3f} bits per weight "
-        f"({totals['layers_bits_per_weight']:.3f} in the layers, error {totals['layers_error']:.4f}), in "
+        f"({totals['layers_bits_per_weight']:.3f} in the layers, {_errors(totals, len(report['recipe']))}), in "
         f"{seconds(run['seconds'])}, the process at most {output.megabytes(run['peak_process_bytes'])}."
     )
     if has_more:
         output.say(
             f"The recipe's other stages are in {out / 'run.toml'}: thrifty run {out} --recipe {out / 'run.toml'}"
         )
+
+
+def _errors(totals: Mapping[str, Any], techniques: int) -> str:
+    """How far the layers are from what the last of the techniques was given, and from the weights of MODEL."""
+    last, original = totals["layers_error"], totals["layers_error_from_original"]
+    if original is None:
+        return f"error {last:.4f} by the last technique; parts were left out, so there is none from the weights given"
+    if techniques == 1:
+        return f"error {last:.4f}"
+    return f"error {last:.4f} by the last technique, {original:.4f} from the weights given"

@@ -92,11 +92,12 @@ def _compare(setting: Setting, names: list[str], recipe: Path | None, quiet: boo
     from thrifty.cli.shared.evaluating import compare
 
     chosen = opening.read_recipe(recipe)
-    rows, interrupted = compare(setting, names, chosen)
+    rows, baseline, interrupted = compare(setting, names, chosen)
     document: dict[str, Any] = {
         **setting.as_dict(),
         "recipe": chosen.label(),
-        "weights": setting.weights_label(chosen),
+        "baseline": baseline.as_dict(),
+        "weights": setting.weights_label(chosen, baseline),
         "tasks": [row.as_dict() for row in rows],
         "interrupted": interrupted,
     }
@@ -128,9 +129,10 @@ def _controls(setting: Setting, names: list[str], quiet: bool) -> None:
     """Exits with 1 where a control fails, with 130 after Ctrl-C."""
     from thrifty.cli.shared.eval_controls import run_controls, show_controls
 
-    rows, interrupted = run_controls(setting, names)
+    rows, baseline, interrupted = run_controls(setting, names)
     document: dict[str, Any] = {
         **setting.as_dict(),
+        "baseline": baseline.as_dict(),
         "controls": [row.as_dict() for row in rows],
         "interrupted": interrupted,
     }

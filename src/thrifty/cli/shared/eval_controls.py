@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from thrifty.cli.shared import output
-from thrifty.cli.shared.evaluating import Setting, check_length, loaded, tasks_of, tell, watch
+from thrifty.cli.shared.evaluating import Baseline, Setting, check_length, loaded, tasks_of, tell, watch
 from thrifty.cli.shared.layout import Column
 from thrifty.errors import PromptError
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from thrifty.evaluation.controls import Scrambled
 
 
-def run_controls(setting: Setting, names: Sequence[str]) -> tuple[list[Scrambled], bool]:
-    """(a row a task, whether Ctrl-C ended it): the uncompressed model's score beside the scrambled one."""
+def run_controls(setting: Setting, names: Sequence[str]) -> tuple[list[Scrambled], Baseline, bool]:
+    """(a row a task, the model, whether Ctrl-C ended it): the model's score beside the scrambled one."""
     from thrifty import registry
     from thrifty.evaluation.comparison import Comparison
     from thrifty.evaluation.controls import scramble
@@ -37,13 +37,13 @@ def run_controls(setting: Setting, names: Sequence[str]) -> tuple[list[Scrambled
             comparison = Comparison(own, setting.items, setting.seed, engine, None, [])
         records = stack.enter_context(RecordFile(setting.records, setting.header(engine, {"recipe": uncompressed})))
         if watch(comparison.run(records), comparison.total, lambda: tell(comparison.left(records), engine)):
-            return rows, True
+            return rows, Baseline.of(model), True
         try:
             with output.waiting("grading with other items' answers"):
                 rows.extend(scramble(engine, comparison.work, records))
         except KeyboardInterrupt:
-            return rows, True
-    return rows, False
+            return rows, Baseline.of(model), True
+    return rows, Baseline.of(model), False
 
 
 def show_controls(document: Mapping[str, Any]) -> None:
@@ -68,7 +68,9 @@ def show_controls(document: Mapping[str, Any]) -> None:
         for row in document["controls"]
     ]
     output.table(
-        f"{document['model']}, uncompressed, {document['length']} tokens, seed {document['seed']}", columns, rows
+        f"{document['model']}, {document['baseline']['label']}, {document['length']} tokens, seed {document['seed']}",
+        columns,
+        rows,
     )
     failed = [row["task"] for row in document["controls"] if not row["passed"]]
     if failed:

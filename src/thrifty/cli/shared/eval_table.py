@@ -15,12 +15,16 @@ def show(document: Mapping[str, Any]) -> None:
     """Score, baseline and recovery by task."""
     rows = document["tasks"]
     compared = any(row["score"] for row in rows)
-    columns = [Column("task", number=False), Column("items", rank=3), Column("uncompressed", rank=1)]
+    before, recipe = document["baseline"], document["recipe"]
+    whole = "compressed" if before["techniques"] else "uncompressed"
+    columns = [Column("task", number=False), Column("items", rank=3), Column(whole, rank=1)]
     if compared:
         columns += [Column("recipe", rank=1), Column("recovery", rank=1), Column("95 % interval", rank=2)]
     beside = list(dict.fromkeys(name for row in rows for name in _beside(row)))
     columns += [Column(name, rank=4) for name in beside]
-    title = f"{document['model']}, {document['recipe']}, {document['length']} tokens, seed {document['seed']}"
+    if before["techniques"]:  # what was loaded is named, and what the recipe adds to it
+        recipe = f"{before['label']}, then {recipe}" if compared else before["label"]
+    title = f"{document['model']}, {recipe}, {document['length']} tokens, seed {document['seed']}"
     output.table(title, columns, [_cells(row, compared, beside) for row in rows])
     metrics = "; ".join(f"{row['task']}: {row['metric']}" for row in rows)
     say = output.say

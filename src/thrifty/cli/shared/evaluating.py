@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,17 +70,50 @@ class Setting:
             **what,
         }
 
-    def weights_label(self, recipe: Recipe) -> str:
+    def weights_label(self, recipe: Recipe, baseline: Baseline) -> str:
         """What the figures say of weights."""
         if self.off_grid:
             return "off the grid: what a weight technique costs"
+        if baseline.techniques:
+            told = f"of a compressed model: {baseline.label}"
+            return f"{told}; the recipe's techniques come on top of it" if recipe.weights else told
         if recipe.weights:
             return "on the grid: a checkpoint that was published in few bits may be rounded exactly; see --off-grid"
         return "as shipped"
 
 
-def compare(setting: Setting, names: Sequence[str], recipe: Recipe) -> tuple[list[Summary], bool]:
-    """(a row a task, whether Ctrl-C ended it): the recipe beside the uncompressed model."""
+@dataclass(frozen=True)
+class Baseline:
+    """The model that a recipe is held against: what was loaded. techniques: the tables of the weight techniques that it
+    has been through, none for a checkpoint as shipped.
+    """
+
+    techniques: tuple[Mapping[str, Any], ...]
+    bits_per_weight: float
+
+    @classmethod
+    def of(cls, model: Model) -> Baseline:
+        """The baseline that a loaded model is."""
+        return cls(tuple(model.applied), model.bits_per_weight)
+
+    @property
+    def label(self) -> str:
+        """Its techniques and bits per weight where it was compressed, else "uncompressed"."""
+        if not self.techniques:
+            return "uncompressed"
+        from thrifty.recipe import Recipe
+
+        made = Recipe(weights=[dict(table) for table in self.techniques])
+        return f"{made.label()}, {self.bits_per_weight:.3f} bits per weight"
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        techniques = [dict(table) for table in self.techniques]
+        return {"label": self.label, "techniques": techniques, "bits_per_weight": round(self.bits_per_weight, 4)}
+
+
+def compare(setting: Setting, names: Sequence[str], recipe: Recipe) -> tuple[list[Summary], Baseline, bool]:
+    """(a row a task, the model that the recipe is held against, whether Ctrl-C ended it)."""
     from thrifty import registry
     from thrifty.evaluation.comparison import Comparison
     from thrifty.evaluation.records import RecordFile
@@ -107,7 +140,7 @@ def compare(setting: Setting, names: Sequence[str], recipe: Recipe) -> tuple[lis
         if foreign and not interrupted:
             more, interrupted = _foreign(setting, foreign, baseline, engine, recipe, records)
             rows += more
-    return rows, interrupted
+    return rows, Baseline.of(model), interrupted
 
 
 def run_protocol(setting: Setting, names: Sequence[str]) -> tuple[list[FormatRow], bool]:

@@ -211,6 +211,7 @@ def _say_plan(fit: Fit) -> None:
         "latency": f"read for longer than {fit.question.latency or 0:g} s a step",
         "weights": "round weights anew without saving a byte",
         "cache": "may keep the whole cache, so that no byte is saved for sure",
+        "slow": f"have weights that take too long to make for {minutes or 0:g} min",
         "gentler": "do all that another one that fits does, and more",
     }
     message += "".join(f", {count} {reasons[name]}" for name, count in dropped.items() if count)
@@ -224,6 +225,7 @@ def _say_plan(fit: Fit) -> None:
         f"this will take {about}: {first.prefix} + {first.scored} tokens of every recipe, {last.prefix} + "
         f"{last.timed + last.scored} and {fit.exam.count()} questions of the last two"
         + (f"; before that about {seconds(plan.probe)} to score the model's heads, once" if plan.probe else "")
+        + (f"; about {seconds(plan.making)} of it to make their weights once" if plan.making >= 1 else "")
     )
     if minutes is not None and plan.total > 60 * minutes:
         output.warn(

@@ -6,16 +6,32 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from thrifty.cli.shared import output
 from thrifty.cli.shared.ticker import Ticker, seconds
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
 
 BAR, SHORTEST = 40, 5  # columns of a bar, and the fewest of it with the gap before
 TIME = 8  # columns of a time with the gap before
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A part of the work that has steps of its own, before the next step is done."""
+
+    text: str
+    done: int
+    total: int
+    seconds_left: float
+
+    @property
+    def left(self) -> str:
+        """The time that is left of it."""
+        return f"about {seconds(self.seconds_left)} left of it"
 
 
 class Steps:
@@ -28,16 +44,25 @@ class Steps:
         self.total = total
         self.limit = limit
         self.done = 0
+        self.pace: float | None = None  # seconds a step, where it is known better than from all steps so far
+        self.beside: Beside | None = None
 
     def advance(self) -> None:
         """One more is done."""
         self.done += 1
         self.total = max(self.total, self.done)
 
+    def show_beside(self, part: Beside) -> None:
+        """Show a part until its last step is done."""
+        self.beside = part if part.done < part.total else None
+
     def line(self, elapsed: float) -> str:
         """How far it is after so many seconds, and about how long it will take yet."""
         said = f"{self.what}: {self.done} of {self.total} in {seconds(elapsed)}"
-        left = elapsed / self.done * (self.total - self.done) if self.done else math.inf
+        if self.beside is not None:
+            return f"{said}; {self.beside.text}: {self.beside.done} of {self.beside.total}, {self.beside.left}"
+        pace = elapsed / self.done if self.done and self.pace is None else self.pace or 0.0
+        left = pace * (self.total - self.done) if self.done else math.inf
         ends = max(0.0, self.limit - elapsed)
         if ends < left:
             return f"{said}, at most {seconds(ends)} left"
@@ -51,11 +76,22 @@ class ProgressBar(Steps):
         super().__init__(what, total, limit)
         self.drawn = drawn(what, total, limit)
         self._task = self.drawn.add_task(what, total=total)
+        self._beside: TaskID | None = None
 
     def advance(self) -> None:
         """One more is done."""
         super().advance()
         self.drawn.update(self._task, completed=self.done, total=self.total)
+
+    def show_beside(self, part: Beside) -> None:
+        """See Steps. A bar of its own below."""
+        super().show_beside(part)
+        if self._beside is None:
+            self._beside = self.drawn.add_task(part.text, total=part.total)
+        self.drawn.update(self._beside, description=part.text, completed=part.done, total=part.total)
+        if self.beside is None:
+            self.drawn.remove_task(self._beside)
+            self._beside = None
 
 
 @contextmanager

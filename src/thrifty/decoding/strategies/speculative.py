@@ -26,7 +26,7 @@ from thrifty.registry import technique
 
 LONGEST = 8  # tokens of an adaptive draft: rows of logits are held for as many
 USUAL = 4  # tokens of a draft where steps were not measured yet, and where a seed is to give the same answer again
-PAUSE = 16  # tokens without a draft, where none pays, before one is tried again
+PAUSE, LONGEST_PAUSE = 16, 256  # steps without a draft, where none pays, before one is tried; doubled each time
 
 
 @technique(
@@ -113,6 +113,7 @@ class ModelDrafter(Drafter):
         self._costs = costs
         self._acceptance = Acceptance()
         self._judged = self._paused = 0
+        self._pause = PAUSE
 
     def adapted(self, sequences: int) -> int:
         """The length of the draft that pays best in a step of so many sequences; see `best_length`. Where none pays,
@@ -121,12 +122,21 @@ class ModelDrafter(Drafter):
         if not (self.model.costs.known and self._costs.known):
             return USUAL
         length = best_length(self._acceptance.rate, LONGEST, self._costs, self.model.costs, sequences)
-        self._paused = 0 if length or self._paused >= PAUSE else self._paused + 1
-        return length if length or self._paused else 1
+        if length:
+            self._paused, self._pause = 0, PAUSE
+        elif self._paused < self._pause:
+            self._paused += 1
+        else:
+            self._paused, self._pause = 0, min(2 * self._pause, LONGEST_PAUSE)
+            return 1
+        return length
 
     def catch_up(self, tokens: Sequence[int]) -> bool:
-        """A long prompt is computed piece by piece, one a step. One that is near the context's end gets no draft."""
-        return _near_end(self.model, tokens) or self.sequence.catch_up(tokens)
+        """A long prompt is computed piece by piece, one a step. One that is near the context's end gets no draft, and
+        nothing is computed while drafting pauses.
+        """
+        pauses = 0 < self._paused < self._pause
+        return pauses or _near_end(self.model, tokens) or self.sequence.catch_up(tokens)
 
     def accept(self, continuation: Continuation, draft: Draft, scores: Scores) -> Accepted:
         """By the papers' rule. Greedy drafts are taken as far as the sampler chooses the same: the papers' rule for

@@ -28,6 +28,7 @@ class Quantization(Study):
     )
     departs: ClassVar[tuple[str, ...]] = (
         "weights are rounded to nearest in groups unless methods are named, in the off-grid view; there is no FP8",
+        "of LLaMA3's ten methods those that this package has: not QuIP, PB-LLM, DB-LLM, BiLLM, QLoRA or IR-QLoRA",
         "the repair by LoRA learns the package's own text for few steps; the paper's Alpaca",
         "activations are int8 per 32 values wherever weights are codes; bf16 weights have bf16 activations",
         "the papers leave the cache in 16 bits: its formats, and their interplay with the weights', are added",

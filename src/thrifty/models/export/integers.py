@@ -12,7 +12,7 @@ from thrifty.errors import CheckpointError
 from thrifty.formats.linear import GroupLinear, PackedLinear, ZeroPointLinear
 from thrifty.kernels.reference import packing
 from thrifty.models.export.files import is_integer
-from thrifty.models.quantised.integers import AWQ_ORDER
+from thrifty.models.quantised.integers import AWQ_ORDER, ones
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,13 @@ def check_sizes(name: str, linear: PackedLinear, bits: int) -> None:
 
 
 def gptq_tensors(linear: IntegerLinear, group: int, version: int) -> Mapping[str, Array]:
-    """qweight, qzeros, scales and g_idx. Files of version 1 hold zero − 1."""
-    columns, mask = len(linear.codes), np.uint8((1 << linear.bits) - 1)
-    zeros = linear.zeros if version == 2 else (linear.zeros - np.uint8(1)) & mask
+    """qweight, qzeros, scales and g_idx. Files of version 1 hold zero − 1: see `models.quantised.integers.GPTQ`."""
+    columns, zeros = len(linear.codes), _words(linear.zeros, linear.bits)
+    if version == 1:
+        zeros = (zeros.view(np.uint32) - ones(linear.bits)).view(np.int32)
     return {
         "qweight": _words(linear.codes.T, linear.bits).T.copy(),
-        "qzeros": _words(zeros, linear.bits),
+        "qzeros": zeros,
         "scales": linear.scales,
         "g_idx": (np.arange(columns) // group).astype(np.int32),
     }

@@ -17,12 +17,19 @@ from thrifty.models.quantised.linears import REMEDY, SCALES, IntegerCodes, check
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
+def ones(bits: int) -> np.uint32:
+    """A word of 32 bits with 1 in every code of `bits`."""
+    return np.uint32(sum(1 << place for place in range(0, 32, bits)))
+
+
 @dataclass(frozen=True)
 class GPTQ:
     """qweight int32 [in·bits/32, out], the codes of consecutive inputs from the lowest bits up; qzeros int32 [groups,
     out·bits/32], likewise of consecutive outputs; scales [groups, out]; g_idx int32 [in], the group of each input.
 
-    w = scale·(code − zero). Files of version 1 hold zero − 1, in as many bits.
+    w = scale·(code − zero). Files of version 1 (`checkpoint_format` gptq) hold zero − 1, those of version 2 (gptq_v2)
+    the zero itself. What writes and reads version 1 (GPTQModel, and transformers through it) subtracts and adds 1 in
+    all codes of a word at once, as one 32-bit number: a zero of 0 borrows from the code above it.
     """
 
     bits: int
@@ -68,9 +75,10 @@ class GPTQ:
                 "checkpoint made with desc_act false or static_groups true, or a GGUF file."
             )
         codes = np.ascontiguousarray(unpacked(np.ascontiguousarray(tensors["qweight"].T), self.bits))
-        zeros = unpacked(tensors["qzeros"], self.bits).T.astype(np.int64)
+        words = tensors["qzeros"]
         if self.version == 1:
-            zeros = (zeros + 1) & ((1 << self.bits) - 1)
+            words = (words.view(np.uint32) + ones(self.bits)).view(np.int32)  # with its carries
+        zeros = unpacked(words, self.bits).T.astype(np.int64)
         return IntegerCodes(codes, tensors["scales"].T.astype(np.float32), zeros, self.bits, group)
 
 

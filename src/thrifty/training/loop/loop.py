@@ -21,7 +21,8 @@ Say = Callable[["Progress"], None]
 @dataclass(frozen=True)
 class Plan:
     """steps: how many. rate: of learning, after `warm_up` steps; it falls to `last_rate` along half a cosine. betas and
-    weight_decay: AdamW's. clip: the largest norm of all gradients together. save: steps between checkpoints.
+    weight_decay: AdamW's. clip: the largest norm of all gradients together. save, save_seconds: a checkpoint is written
+    after so many steps, or after the step that ends so many seconds behind the last one.
     """
 
     steps: int
@@ -33,6 +34,7 @@ class Plan:
     clip: float = 1.0
     seed: int = 0
     save: int = 20
+    save_seconds: float = 300.0
 
     def rate_at(self, step: int) -> float:
         """The rate of a step from 0 on."""
@@ -44,12 +46,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class Progress:
-    """After `step` of `steps`: the loss of that step, in its own unit, and the seconds that are left at this pace."""
+    """After `step` of `steps`: the loss of that step, in its own unit, and the seconds that are left at this pace.
+    saved: the steps that a run that is killed now goes on behind; 0 without a checkpoint.
+    """
 
     step: int
     steps: int
     loss: float
     seconds_left: float
+    saved: int = 0
 
 
 def train(
@@ -72,15 +77,18 @@ def train(
     )
     first = 0 if checkpoint is None else checkpoint.restore(parameters, optimizer)
     losses: list[float] = []
-    began = time.monotonic()
+    began = kept_at = time.monotonic()
+    saved = first
     for step in range(first, plan.steps):
         losses.append(_step(optimizer, parameters, loss, plan, step))
         after(step)
         done = step + 1
-        if checkpoint is not None and (done % plan.save == 0 or done == plan.steps):
+        late = time.monotonic() - kept_at >= plan.save_seconds
+        if checkpoint is not None and (late or done % plan.save == 0 or done == plan.steps):
             checkpoint.save(parameters, optimizer, done)
+            saved, kept_at = done, time.monotonic()
         pace = (time.monotonic() - began) / (done - first)
-        say(Progress(done, plan.steps, losses[-1], pace * (plan.steps - done)))
+        say(Progress(done, plan.steps, losses[-1], pace * (plan.steps - done), saved))
     return losses
 
 

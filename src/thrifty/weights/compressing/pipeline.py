@@ -19,9 +19,11 @@ from thrifty.version import VERSION
 from thrifty.weights.applied import check_new
 from thrifty.weights.calibration import CalibrationSet, default_calibration
 from thrifty.weights.compressing import report as reports
+from thrifty.weights.compressing.origin import Origin
 from thrifty.weights.compressing.prediction import disk_bytes, steps
 from thrifty.weights.compressing.stored_results import StoredResults
 from thrifty.weights.compressing.workplace import Workplace
+from thrifty.weights.results import Phase
 from thrifty.weights.technique import Technique, prepare
 
 Watch = Callable[[int, int], None]
@@ -38,13 +40,14 @@ def compress(
     force: bool = False,
     memory: int | None = None,
     watch: Watch | None = None,
+    tell: Callable[[Phase], None] | None = None,
 ) -> dict[str, Any]:
     """Write a model with the weight techniques of a recipe into the folder `target`; the report that lies there.
 
     The model's layers are exchanged one at a time, and what is made goes to the disk at once: it is not to be used
     afterwards. source: what the model is called. force: replace a folder that is there. memory: bytes that the process
-    may hold before each part of the work. A run that was killed goes on where it was when it is begun again with the
-    same model, recipe and calibration.
+    may hold before each part of the work. watch, tell: see `Watch` and `Phase`. A run that was killed goes on where it
+    was when it is begun again with the same model, recipe and calibration.
 
     Raises RecipeError for a recipe that does not fit the model, StorageError where the folder is there, or cannot be
     written, BudgetError for memory.
@@ -56,7 +59,7 @@ def compress(
     place.recover()
     _check(model, techniques, target, force)
     label = None if chosen is None else chosen.label
-    identity = _identity(model, recipe, label)
+    identity, origin = _identity(model, recipe, label), Origin.of(model)
     applied = replace(recipe, weights=[*map(dict, model.applied), *recipe.weights], prompt=[], cache=[], decoding=[])
     with place.opened(identity):
         place.check_room(disk_bytes(model, techniques), str(target.name))
@@ -65,11 +68,12 @@ def compress(
         try:
             with place.errors():
                 results.watch(model, partial(_steps, techniques, results), watch)
+                results.phases([technique.name for technique in techniques], tell)
                 name = {"name": source or str(model.path or ""), "version": model.version}
                 made = prepare(
                     model, techniques, calibration=chosen, in_place=True, before=before.check, results=results
                 )
-                told = reports.report(made, name, applied.weights, label)
+                told = reports.report(made, name, applied.weights, label, origin.errors(made, techniques))
                 told[reports.RUN] = {
                     "seconds": round(time.monotonic() - started, 3),
                     "resumed": place.resumed,

@@ -14,14 +14,20 @@ RUN = "run"  # the part of the report that differs between two runs on the same 
 
 
 def report(
-    model: Model, source: Mapping[str, Any], recipe: Sequence[Mapping[str, Any]], calibration: str | None
+    model: Model,
+    source: Mapping[str, Any],
+    recipe: Sequence[Mapping[str, Any]],
+    calibration: str | None,
+    original: Mapping[str, float | None],
 ) -> dict[str, Any]:
     """JSON-ready. source: what the model was before. calibration: the label of the texts that techniques saw.
 
     bits_per_weight: 8 · bytes / weights, scales, tables, masks and padding included; of `layers` without embedding and
     logits. error: relative root-mean-square difference from what the last technique on that tensor was given.
+    error_from_original: from what the first was given, the weights of `source` (see `origin`), by `original`; null
+    where parts were left out, so that there is nothing to hold it against.
     """
-    tensors = list(_tensors(model))
+    tensors = [{**entry, "error_from_original": original.get(entry["name"], 0.0)} for entry in _tensors(model)]
     inside = [entry for entry in tensors if entry["name"].startswith("layers.") and entry["format"] != "norm"]
     return {
         "thrifty": VERSION,
@@ -34,7 +40,8 @@ def report(
             "weights": sum(entry["weights"] for entry in tensors),
             "bits_per_weight": bits(tensors),
             "layers_bits_per_weight": bits(inside),
-            "layers_error": _error(inside),
+            "layers_error": _error(inside, "error"),
+            "layers_error_from_original": _error(inside, "error_from_original"),
         },
         "tensors": tensors,
     }
@@ -70,8 +77,10 @@ def _tensor(name: str, value: PackedLinear | Floats, told: TensorReport | None) 
     }
 
 
-def _error(tensors: Sequence[Mapping[str, Any]]) -> float:
-    """Root-mean-square of the tensors' relative errors, each by its weights."""
+def _error(tensors: Sequence[Mapping[str, Any]], which: str) -> float | None:
+    """Root-mean-square of the tensors' relative errors, each by its weights; None where one is not known."""
+    if any(entry[which] is None for entry in tensors):
+        return None
     weights = sum(entry["weights"] for entry in tensors)
-    total = sum(entry["weights"] * entry["error"] ** 2 for entry in tensors)
+    total = sum(entry["weights"] * entry[which] ** 2 for entry in tensors)
     return float((total / weights) ** 0.5) if weights else 0.0

@@ -14,8 +14,9 @@ from typing import Any
 from thrifty.formats.linear import PackedLinear
 from thrifty.models.config.model_config import as_dict, from_dict
 from thrifty.models.model import Model, TensorReport
+from thrifty.weights.compressing.pace import Pace
 from thrifty.weights.compressing.stage_file import StageFile
-from thrifty.weights.results import Result, Results
+from thrifty.weights.results import LAYERS, Phase, Result, Results
 
 REST = "what is not made unit by unit"
 
@@ -27,6 +28,9 @@ class StoredResults(Results):
         self._folder = self.folder = folder
         self._watch: Callable[[int, int], None] | None = None
         self._steps_from: Callable[[int, Model], int] = lambda stage, model: 0
+        self._tell: Callable[[Phase], None] | None = None
+        self._names: Sequence[str] = ()  # of the techniques, by stage
+        self._pace: Pace | None = None
         self._total = self._count = 0
         self._stages: dict[int, StageFile] = {}
         self._file: StageFile | None = None
@@ -40,6 +44,17 @@ class StoredResults(Results):
         self._total = left(0, model)
         if watch is not None:
             watch(0, self._total)
+
+    def phases(self, techniques: Sequence[str], tell: Callable[[Phase], None] | None) -> None:
+        """Tell of what no step tells of from now on. techniques: their names, by stage."""
+        self._names, self._tell = techniques, tell
+
+    def tell(self, phase: Phase) -> None:
+        """See `Results`."""
+        if self._pace is not None and phase.what != LAYERS:
+            self._pace.restart()
+        if self._tell is not None:
+            self._tell(phase)
 
     def units(self, stage: int) -> int:
         """How many units of a stage are there from before."""
@@ -65,7 +80,9 @@ class StoredResults(Results):
     def begin(self, stage: int, model: Model) -> None:
         """See `Results`."""
         self._file = self._stage(stage)
-        self._total = self._count + self._steps_from(stage, model)  # one before may have left layers out
+        left = self._steps_from(stage, model)  # one before may have left layers out
+        self._total = self._count + left
+        self._pace = Pace(self._names[stage], left - self._steps_from(stage + 1, model) - 1) if self._names else None
         self._held = [*model.linears.values(), *model.norms.values()]
         self._before = {id(value): name for name, value in [*model.linears.items(), *model.norms.items()]}
         self._made = {}
@@ -89,6 +106,9 @@ class StoredResults(Results):
         assert self._file is not None, "a stage has begun"
         self._file.close(unit)
         self._done()
+        phase = None if self._pace is None else self._pace.closed(unit)
+        if phase is not None:
+            self.tell(phase)
 
     def finish(self, stage: int, model: Model) -> None:
         """See `Results`. What the technique changed otherwise than unit by unit is written now."""

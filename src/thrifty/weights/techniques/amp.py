@@ -108,7 +108,7 @@ class AMP(StructureTechnique):
         super().apply(model, preparation)
         if self.recovery:
             recovery = Recovery(self.recovery, self.batch, self.rank, self.alpha, self.dropout, self.rate, self.distil)
-            recover(model, recovery, preparation, f"technique '{self.name}'", before if self.distil else None)
+            recover(model, recovery, preparation, self.name, before if self.distil else None)
 
 
 def read(calibration: Calibration, linear: LinearInfo) -> Floats:

@@ -41,6 +41,7 @@ Values = Literal["bf16", "int8", "int4"]
             ),
             "χ follows from `share` of a matrix's numbers and falls in a line over layers to `taper` of the first's",
             "a matrix that its tensors would not make smaller stays as it is",
+            "the down projection has the same share as the others; second-hand accounts call it sensitive: `skip` it",
             "two sites are the truncated SVD of a reshaped matrix; block = 1 is the plain truncated SVD",
             "tensors are always contracted with the input: W is never put together, also where that would be faster",
             "contracting takes χ·(in·o_1 + out·i_2) multiplications, which can be more than those of the whole matrix",
@@ -151,7 +152,7 @@ class CompactifAI(PlacedTechnique):
             Plan(self.healing, self.rate, warm_up=self.healing // 10, seed=self.seed),
             teacher=model if self.distil else None,
             checkpoint=Checkpoint.of(preparation.results.folder, "compactifai", f"{self} {model.version} {text.label}"),
-            say=lambda progress: preparation.before(),
+            say=preparation.stepping(self.name, "healing"),
         )
 
 

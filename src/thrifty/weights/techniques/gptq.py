@@ -18,6 +18,7 @@ from thrifty.weights.grid import Grid, Steps
 from thrifty.weights.hessian import hessian, inputs_of, inverse_factor
 from thrifty.weights.structure import LinearInfo
 from thrifty.weights.technique import Activations, WeightTechnique
+from thrifty.weights.techniques.rtn import RoundToNearest
 
 BLOCK = 128  # columns; what they got wrong reaches the columns behind them in one product (§3.3, step 2)
 
@@ -61,6 +62,10 @@ class Gptq(WeightTechnique):
     symmetric: bool = False
     damping: Annotated[float, Field(gt=0, le=1)] = 0.01
     act_order: bool = False
+
+    def by_rows(self) -> RoundToNearest:
+        """Its codes and scales, chosen otherwise."""
+        return RoundToNearest(bits=self.bits, group=self.group, symmetric=self.symmetric)
 
     def compress(self, linear: LinearInfo, calibration: Activations | None) -> PackedLinear:
         weight = linear.linear.dequantize()

@@ -104,7 +104,7 @@ class LoraFT(PlacedTechnique):
             Plan(self.steps, self.rate, seed=self.seed),
             LoraOptions(self.rank, self.alpha, self.dropout),
             checkpoint=Checkpoint.of(preparation.results.folder, "lora-ft", f"{self} {model.version} {text.label}"),
-            say=lambda progress: preparation.before(),
+            say=preparation.stepping(self.name),
         )
         return [added[info.name].factors() for info in places]
 

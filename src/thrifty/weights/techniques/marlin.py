@@ -21,6 +21,7 @@ from thrifty.weights.hessian import hessian, inputs_of, inverse_factor
 from thrifty.weights.structure import LinearInfo
 from thrifty.weights.technique import Activations, WeightTechnique
 from thrifty.weights.techniques.gptq import sweep
+from thrifty.weights.techniques.rtn import RoundToNearest
 
 GRID = Grid(4, GROUP, symmetric=True)
 
@@ -70,6 +71,10 @@ class Marlin(WeightTechnique):
 
     damping: Annotated[float, Field(gt=0, le=1)] = 0.1
     shrink: Annotated[float, Field(ge=0, le=0.95)] = 0.75
+
+    def by_rows(self) -> RoundToNearest:
+        """Its codes and scales, chosen otherwise."""
+        return RoundToNearest(bits=4, group=128, symmetric=True)
 
     def compress(self, linear: LinearInfo, calibration: Activations | None) -> PackedLinear:
         held = carried(linear.linear)

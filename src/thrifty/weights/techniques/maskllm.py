@@ -130,7 +130,7 @@ class MaskLLM(SparseTechnique):
             Batches(text.sequences, self.batch, self.seed),
             Plan(self.steps, self.rate, self.rate / 10, weight_decay=0.1, seed=self.seed),
             checkpoint=Checkpoint.of(preparation.results.folder, "maskllm", f"{self} {model.version} {text.label}"),
-            say=lambda progress: preparation.before(),
+            say=preparation.stepping(self.name),
         )
 
     def soften(self, logits: Any, noise: Any, done: float) -> Any:

@@ -43,6 +43,7 @@ SCORED = 4  # sequences of the text that the search compares formats on
             "only abstracts were read, and no code was found: ρ, the intervals and the search's rules are our own",
             "a language model learns its own predictions on the calibration text; the paper's classifiers their tasks",
             "activations are rounded by the kernels, and not in training",
+            "the state of ADMM is not kept on the way: a run that is killed in training begins this technique anew",
             "scales are of groups of 32 columns; of integers the paper has no group scales that are known",
             "the search compares one component at a time, untrained, and takes what each costs to add up",
             "a run that is killed begins its training again",
@@ -129,7 +130,7 @@ class NxMiFormer(PlacedTechnique):
             Batches(text.sequences, self.batch, self.seed),
             Plan(self.steps, self.rate, warm_up=self.steps // 20, seed=self.seed),
             teacher=model,
-            say=lambda progress: preparation.before(),
+            say=preparation.stepping(self.name),
         )
 
     def constraint(self, form: str) -> Constraint:
@@ -160,6 +161,7 @@ class NxMiFormer(PlacedTechnique):
 
         compared = Compared(model, text.sequences[:SCORED])
         costs: dict[Component, Formats] = {}
+        say = preparation.counting(self.name, "its search for formats", len(parts))
         for part in parts:
             preparation.before()
             costs[part] = {
@@ -171,6 +173,7 @@ class NxMiFormer(PlacedTechnique):
                 )
                 for form in FORMATS
             }
+            say(len(costs))
         return costs
 
     def _rounded(self, info: LinearInfo, form: str) -> Floats:

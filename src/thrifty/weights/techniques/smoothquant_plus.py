@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
@@ -84,12 +83,12 @@ class SmoothQuantPlus(ScaledRounding):
         text = preparation.text
         assert text is not None, "given where needs_calibration is true"
         peaks = self._peaks(model, text)
-        alpha = self._searched(model, peaks, text, preparation.before) if self.alpha is None else self.alpha
+        alpha = self._searched(model, peaks, text, preparation) if self.alpha is None else self.alpha
         self._with(alpha, model, replace(preparation, calibration=peaks))
 
     def strength(self, model: Model, text: CalibrationSet) -> float:
         """The alpha that the search finds; the model stays as it is."""
-        return self._searched(model, self._peaks(model, text), text, Preparation().before)
+        return self._searched(model, self._peaks(model, text), text, Preparation())
 
     def _with(self, alpha: float, model: Model, preparation: Preparation) -> None:
         ScaledRounding.apply(replace(self, alpha=alpha), model, preparation)
@@ -105,16 +104,18 @@ class SmoothQuantPlus(ScaledRounding):
             peaks.get(linear.name) or Activations(np.empty((0, linear.linear.in_features), np.float32))
         )
 
-    def _searched(self, model: Model, peaks: Calibration, text: CalibrationSet, before: Callable[[], None]) -> float:
+    def _searched(self, model: Model, peaks: Calibration, text: CalibrationSet, preparation: Preparation) -> float:
         """The strength of least error of the output (§3.2); of equals the first."""
         part = replace(text, sequences=text.sequences[:SEARCHED])
         metric, wanted = logit_metric(model.head), last_state(model, part, self.name)
         errors: dict[float, float] = {}
+        say = preparation.counting(self.name, "its search for a strength", len(GRID))
         for alpha in GRID:
             rounded = replace(model, linears=dict(model.linears), report=[])
-            self._with(alpha, rounded, Preparation(peaks, before, errors=False))
+            self._with(alpha, rounded, Preparation(peaks, preparation.before, errors=False))
             apart = last_state(rounded, part, self.name) - wanted
             errors[alpha] = float(((apart @ metric) * apart).sum())
+            say(len(errors))
         return min(errors, key=errors.__getitem__)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -52,11 +52,20 @@ class SqueezeLLM(SensitiveTechnique):
     by sensitivity.
     """
 
-    bytes_need_calibration: ClassVar[bool] = True
+    bytes_need_calibration: ClassVar[bool] = False
 
     bits: Literal[3, 4] = 3
     outliers: Share = 0.0045
     sensitive: Share = 0.0005
+
+    def by_rows(self) -> SqueezeLLM:
+        """The codes and tables."""
+        return replace(self, outliers=0.0, sensitive=0.0)
+
+    def beyond_rows(self, rows: int, columns: int) -> tuple[int, str]:
+        """The single weights: as many as the shares say, whatever their values."""
+        count = round(self.sensitive * rows * columns) + round(self.outliers * rows * columns)
+        return (SparseLinear.bytes_of(rows, count), "+sparse") if count else (0, "")
 
     def compress(self, linear: LinearInfo, calibration: Activations | None) -> PackedLinear:
         assert calibration is not None and calibration.sensitivity is not None, "a SensitiveTechnique has it"

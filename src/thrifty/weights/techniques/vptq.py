@@ -67,6 +67,10 @@ class Vptq(WeightTechnique):
     outliers: Annotated[float, Field(ge=0, le=0.1)] = 0.0
     damping: Annotated[float, Field(gt=0, le=1)] = 0.01
 
+    def by_rows(self) -> Blank:
+        """Its codes and tables, all zero."""
+        return Blank(like=self)
+
     def compress(self, linear: LinearInfo, calibration: Activations | None) -> PackedLinear:
         weight = linear.linear.dequantize()
         require_finite(weight, f"'{linear.name}'")
@@ -82,6 +86,24 @@ class Vptq(WeightTechnique):
         books = columns.books if len(main) > 1 else None
         parameters = columns.scales, columns.offsets, books, linear.linear.bias
         return VectorLinear.from_codes(len(weight), codes, rest_codes, main, rest, *parameters)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blank(WeightTechnique):
+    """Stores zeros in VPTQ's format; it is no technique of its own. like: whose options it has."""
+
+    name: ClassVar[str] = "vptq"
+    like: Vptq
+
+    def compress(self, linear: LinearInfo, calibration: Activations | None) -> PackedLinear:
+        rows, inputs = linear.linear.out_features, linear.linear.in_features
+        two = round(self.like.outliers * inputs) > 0
+        codes, ones = np.zeros((-(-rows // self.like.v), inputs), np.int64), np.ones(inputs, np.float16)
+        main = np.zeros((1 + two, self.like.k, self.like.v), np.float16)
+        rest, books = np.zeros((1 + two, self.like.k_residual, self.like.v), np.float16), np.zeros(inputs, np.uint8)
+        more = (codes, rest) if self.like.k_residual else (None, None)
+        parameters = ones, np.zeros_like(ones), books if two else None, linear.linear.bias
+        return VectorLinear.from_codes(rows, codes, more[0], main, more[1], *parameters)
 
 
 @dataclass(frozen=True)

@@ -137,5 +137,5 @@ class XTC(Technique):
             checkpoint=Checkpoint.of(
                 preparation.results.folder, f"xtc-{part}", f"{self} {teacher.version} {part} {text.label}"
             ),
-            say=lambda progress: preparation.before(),
+            say=preparation.stepping(self.name, "learning without its layers" if rounding is None else "training"),
         )

@@ -46,7 +46,10 @@ CARD = Card(
             "to be measured"
         ),
         "of equal scores the first stay (there in no order); keys as the cache holds them (bf16)",
-        "the last query decides: a question at the beginning of the prompt is not what it asks",
+        (
+            "the last query decides: where a chat template ends the prompt, or the question stands before the text, it "
+            "asks for something else, and little is found (`recall-asked`)"
+        ),
         (
             "the first pass holds one layer's keys and values and the hidden state of the prompt (there those of all "
             "early layers), and nothing of it is used again"
