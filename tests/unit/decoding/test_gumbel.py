@@ -78,6 +78,7 @@ def counts_of(row: Floats, options: SamplingParameters) -> Floats:
     return np.bincount(tokens, minlength=row.size)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", OPTIONS[:3])
 def test_draws_have_the_distribution_of_plain_sampling(options: dict[str, Any]) -> None:
     row = np.array([2.0, 1.5, 1.0, 0.0, -0.5, -1.0, -2.0, 1.2], np.float32)
@@ -123,6 +124,7 @@ def rejected_noise(row: Floats, token: int, places: range) -> Floats:
     return np.array(kept)
 
 
+@pytest.mark.long
 def test_the_posterior_is_that_of_rejection() -> None:
     row = np.array([1.0, 0.2, -0.5, 0.9], np.float32)
     options = SamplingParameters(temperature=1.0)
