@@ -11,6 +11,7 @@ import tempfile
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 from thrifty.arrays import Bytes
@@ -48,17 +49,21 @@ class DiskTier:
         self._extents = Extents(-(-capacity // BLOCK) * BLOCK, BLOCK)
         self._lock = threading.RLock()
         self.read_bytes = self.written_bytes = 0
-        self._direct = _opened_directly(self._file.fileno())
+        self._direct: FileIO | None = None
+        self._tried = False
 
     @property
     def direct(self) -> bool:
-        """Whether reads by `descriptor` pass the page cache by."""
+        """Whether reads by `descriptor` pass the page cache by; False until it was asked for."""
         return self._direct is not None
 
     @property
     def descriptor(self) -> int:
         """Of the file, for reads by others: of whole blocks, into memory at whole blocks, where it is `direct`."""
-        return self._file.fileno() if self._direct is None else self._direct
+        with self._lock:
+            if not self._tried:
+                self._tried, self._direct = True, _opened_directly(self._file.fileno())
+            return (self._file if self._direct is None else self._direct).fileno()
 
     def count_read(self, nbytes: int) -> None:
         """Others read so many bytes by `descriptor`."""
@@ -134,7 +139,7 @@ class DiskTier:
         """Close the file; its bytes are gone."""
         direct, self._direct = self._direct, None
         if direct is not None:
-            os.close(direct)
+            direct.close()
         self._file.close()
 
     def _write_all(self, view: memoryview, start: int) -> None:
@@ -144,12 +149,12 @@ class DiskTier:
         self.written_bytes += done
 
 
-def _opened_directly(descriptor: int) -> int | None:
-    """A second descriptor of the same open file, past the page cache; None where the system or file system has none."""
+def _opened_directly(descriptor: int) -> FileIO | None:
+    """The same file opened once more, past the page cache; None where the system or file system has none."""
     if not hasattr(os, "O_DIRECT"):
         return None
     try:
-        return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+        return FileIO(os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC))
     except OSError:
         return None
 

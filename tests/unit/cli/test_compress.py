@@ -175,7 +175,7 @@ def test_a_compressed_model_is_exported(thrifty: Callable[..., Any], compressed:
     path = tmp_path / "r.toml"
     path.write_text('[[weights]]\ntechnique = "rtn"\nsymmetric = true\n[[cache]]\ntechnique = "kivi"\n')
     words = ("export", compressed.parent / "llama", "--awq", "-o", tmp_path / "awq", "--recipe", path)
-    assert "holds no cache and no decoding" in thrifty(*words).message
+    assert "holds no prompt, cache or decoding" in thrifty(*words).message
     path.write_text('[[weights]]\ntechnique = "rtn"\nsymmetric = true\n')
     assert thrifty(*words).code == 0 and load(tmp_path / "awq").linears["layers.0.mlp.up"].label == "int4-g32"
     assert "give one of --gguf, --gptq and --awq" in thrifty("export", compressed, "-o", tmp_path / "x").message

@@ -102,6 +102,7 @@ def test_speculated_and_plain_answers_are_counted_alike(engine: Engine, draws: i
     assert counted(engine, LOOKAHEAD, 320) == counted(engine, [], 320), "the same numbers draw the same tokens"
 
 
+@pytest.mark.long
 def test_the_count_would_show_a_wrong_rule(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Drafts taken whenever the target might say them at all, and rejected ones replaced by draws from p itself."""
     chances = exact(engine)

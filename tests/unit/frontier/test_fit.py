@@ -150,7 +150,7 @@ def test_the_whole_space_runs_on_the_tiny_model(model: Model) -> None:
         skipped
     )
     reasons = Counter(pointless.values())
-    assert fit.dropped() == {"memory": 0, "latency": 0, **reasons, "gentler": 0}
+    assert fit.dropped() == {"memory": 0, "latency": 0, **reasons, "slow": 0, "gentler": 0}
     assert reasons["weights"] >= 6 and reasons["cache"] >= 1
     for key, reason in pointless.items():
         found = fit.predictions[key]
@@ -188,7 +188,14 @@ def test_what_cannot_fit_never_runs_in_the_search(model: Model, loose: Fit) -> N
     fit = fitted(model, needs[1])
     ran = {row.candidate.key for row in fit.rows()}
     inside = {key for key, one in fit.predictions.items() if one.candidate.servable and fit.fits(one)}
-    assert fit.dropped() == {"memory": len(needs) - len(inside), "latency": 0, "weights": 0, "cache": 0, "gentler": 0}
+    assert fit.dropped() == {
+        "memory": len(needs) - len(inside),
+        "latency": 0,
+        "weights": 0,
+        "cache": 0,
+        "slow": 0,
+        "gentler": 0,
+    }
     beyond = {row.candidate.key for row in fit.measured if row.candidate.servable and not row.fits} - {BASE.key}
     assert inside <= ran
     assert all(fit.row(row.candidate, 2) is None for row in fit.measured if row.candidate.key in beyond)

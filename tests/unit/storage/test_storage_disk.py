@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -100,3 +101,18 @@ def test_what_lies_on_a_closed_tier_is_given_back_without_an_error(tmp_path: Pat
     disk.close()
     disk.free(extent)
     assert disk.used == 0
+
+
+def test_one_descriptor_until_another_reads_and_none_of_a_tier_that_was_dropped(tmp_path: Path) -> None:
+    def opened() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    before = opened()
+    tier = DiskTier(tmp_path)
+    assert opened() == before + 1 and not tier.direct, "an engine that streams nothing has one"
+    assert tier.descriptor == tier.descriptor
+    assert opened() == before + 1 + tier.direct
+    with pytest.warns(ResourceWarning):
+        del tier
+        gc.collect()
+    assert opened() == before
